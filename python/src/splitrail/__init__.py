@@ -1,0 +1,1 @@
+"""splitrail: from bare GPU nodes to proven prefill-decode serving."""

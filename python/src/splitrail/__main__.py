@@ -1,0 +1,5 @@
+"""`python -m splitrail`."""
+
+from splitrail.cli import main
+
+main()

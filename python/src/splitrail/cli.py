@@ -1,0 +1,216 @@
+"""The command line. Each command is thin: the work is in the modules that it names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from splitrail.lab.cli import app as lab_app
+from splitrail.project import Project, ProjectError
+from splitrail.render import INDEX, RenderError, render
+from splitrail.run import status as run_status
+from splitrail.run.execute import COULD_NOT_RUN, FAILED, OK, execute, summarize
+from splitrail.run.playbook import CannotRun, Options
+
+app = typer.Typer(
+    no_args_is_help=True,
+    # A traceback with local variables would show extra variables, and with them secrets.
+    pretty_exceptions_show_locals=False,
+    help="From bare GPU nodes to proven prefill-decode serving.",
+    epilog="Exit codes: 0 ok, 1 a check or task failed, 2 could not run, 130 interrupted.",
+)
+# Sub-commands: one line each.
+app.add_typer(lab_app, name="lab")
+
+Inventory = Annotated[
+    str | None, typer.Option("-i", "--inventory", help="Inventory folder or file; by default ansible.cfg's.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else on stderr.")]
+Check = Annotated[bool, typer.Option("--check", help="Predict, change nothing.")]
+Limit = Annotated[str | None, typer.Option("--limit", help="Only these hosts or groups.")]
+ExtraVars = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-e",
+        "--extra-vars",
+        help="key=value, a YAML mapping, or @FILE. Ansible gets them in files of mode 0600. "
+        "Give secrets as @FILE: other users can see this command's own line.",
+    ),
+]
+Tags = Annotated[list[str] | None, typer.Option("--tags", help="Only tasks with these tags.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the last run of this inventory that did not end ok.")
+]
+Verbose = Annotated[int, typer.Option("-v", count=True, help="Show Ansible's own output; more with -vv.")]
+
+VERBS = {
+    "up": ("site.yml", "The whole bring-up: from bare hosts to proven serving."),
+    "serve": ("playbooks/serve.yml", "Deploy what the topology says."),
+    "smoke": ("playbooks/smoke.yml", "Prove that serving answers right, and that KV caches really move."),
+    "down": ("playbooks/down.yml", "Stop serving and Ray."),
+}
+
+
+def _verb_command(verb: str, playbook: str) -> Callable[..., None]:
+    def command(
+        *,
+        inventory: Inventory = None,
+        as_json: Json = False,
+        check: Check = False,
+        limit: Limit = None,
+        extra_vars: ExtraVars = None,
+        tags: Tags = None,
+        resume: Resume = False,
+        verbose: Verbose = 0,
+    ) -> None:
+        console = _console(as_json)
+        try:
+            project = Project.find(Path.cwd())
+            options = Options(
+                inventory=project.inventory(inventory),
+                limit=limit,
+                extra_vars=tuple(extra_vars or ()),
+                tags=tuple(tag.strip() for given in tags or () for tag in given.split(",")),
+                check=check,
+                verbosity=verbose,
+            )
+            report = execute(project, verb, playbook, options, resume=resume, console=console)
+        except (CannotRun, ProjectError) as error:
+            raise _could_not_run(verb, error, as_json=as_json) from error
+        summarize(report, console)
+        if as_json:
+            _print_json(report.document())
+        raise typer.Exit(report.code)
+
+    return command
+
+
+for _verb, (_playbook, _help) in VERBS.items():
+    app.command(_verb, help=_help)(_verb_command(_verb, _playbook))
+
+
+@app.command()
+def status(inventory: Inventory = None, as_json: Json = False, extra_vars: ExtraVars = None) -> None:
+    """Show the last run of an inventory, and what its cluster serves now."""
+    try:
+        project = Project.find(Path.cwd())
+        options = Options(inventory=project.inventory(inventory), extra_vars=tuple(extra_vars or ()))
+    except ProjectError as error:
+        raise _could_not_run("status", error, as_json=as_json) from error
+    last = run_status.last(project, options.inventory)
+    serving, reason = run_status.serving(project, options)
+    if serving is None:
+        code = COULD_NOT_RUN
+    else:
+        code = OK if serving.get("ok", True) and (last is None or last["ok"]) else FAILED
+    if as_json:
+        _print_json({"ok": code == OK, "exit_code": code, "last": last, "serving": serving, "error": reason})
+    else:
+        show_status(_console(as_json), last, serving, reason)
+    raise typer.Exit(code)
+
+
+@app.command("render")
+def render_files(
+    inventory: Inventory = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write; by default build/render/CLUSTER of the project."),
+    ] = None,
+    as_json: Json = False,
+    extra_vars: ExtraVars = None,
+) -> None:
+    """Write every file that the roles would place into a folder, for review; contacts no host."""
+    try:
+        project = Project.find(Path.cwd())
+        options = Options(inventory=project.inventory(inventory), extra_vars=tuple(extra_vars or ()))
+        done = render(project, options, out)
+    except (CannotRun, ProjectError, RenderError) as error:
+        raise _could_not_run("render", error, as_json=as_json) from error
+    if as_json:
+        _print_json({"ok": True, "exit_code": OK, "folder": str(done.folder), **done.index})
+        return
+    console = _console(as_json)
+    for host, count in done.per_host().items():
+        console.print(Text(f"{host}: {count} files"))
+    for part in done.index["unpinned"]:
+        console.print(Text(f"not pinned in release {done.index['release']}: {part}"), soft_wrap=True)
+    console.print(Text(f"written: {done.folder} ({INDEX} lists every file)"), soft_wrap=True)
+
+
+def show_status(
+    console: Console, last: dict[str, Any] | None, serving: dict[str, Any] | None, reason: str | None
+) -> None:
+    """Print what status found, for people; ``reason`` is why serving could not be asked."""
+
+    def say(text: str) -> None:
+        console.print(Text(text), soft_wrap=True)
+
+    if last is None:
+        say("last run: none is recorded")
+    else:
+        how = last["state"] if last["state"] != "ended" else "ok" if last["ok"] else "failed"
+        say(f"last run: {last['verb']}, {how}, started {last['started']}, record {last['record']}")
+        if last["failed_play"]:
+            say(f"  failed in the play {last['failed_play']}: {', '.join(last['failed_hosts'])}")
+        if last["error"]:
+            say(f"  {last['error']}")
+        if last["verdict"]:
+            checks = last["verdict"]["checks"]
+            say(f"  checks failed: {sum(not check['ok'] for check in checks)} of {len(checks)}")
+        if last["resume"]:
+            say(f"  go on with: {last['resume']}")
+    if serving is None:
+        say(f"serving: could not be asked: {reason}")
+    else:
+        show_serving(console, serving)
+
+
+def show_serving(console: Console, serving: dict[str, Any]) -> None:
+    """Print what playbooks/status.yml handed out: the endpoint, each deployment, and the nodes."""
+    state = "running" if serving["ok"] else "not running as it should"
+    console.print(Text(f"serving: {state}, at {serving['endpoint']}"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for title in ("deployment", "state", "replicas", "on"):
+        table.add_column(title, overflow="fold")
+    for application in serving["applications"]:
+        message = f": {application['message']}" if application["message"] else ""
+        table.add_row(application["name"], application["status"] + message, "", "")
+        for one in application["deployments"]:
+            replicas = f"{one['running']} of {one['wanted']}"
+            table.add_row(f"  {one['name']}", one["status"], replicas, ", ".join(one["nodes"]))
+    if table.row_count:
+        console.print(table)
+    nodes = [
+        f"{node['address']} ({', '.join(f'{name} {amount:g}' for name, amount in node['resources'].items())})"
+        for node in serving["nodes"]
+    ]
+    console.print(Text(f"nodes: {', '.join(nodes) or 'none'}"), soft_wrap=True)
+
+
+def _could_not_run(command: str, error: Exception, *, as_json: bool) -> typer.Exit:
+    Console(stderr=True).print(Text(f"splitrail {command}: {error}", style="red"), soft_wrap=True)
+    if as_json:
+        _print_json({"ok": False, "exit_code": COULD_NOT_RUN, "error": str(error)})
+    return typer.Exit(COULD_NOT_RUN)
+
+
+def _console(as_json: bool) -> Console:
+    return Console(stderr=as_json, highlight=False)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

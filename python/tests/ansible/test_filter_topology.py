@@ -1,0 +1,46 @@
+"""The filter hands on what the parser says, with Ansible's own errors and Ansible's tagged values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible.parsing.dataloader import DataLoader
+
+from splitrail.ansible.filter.splitrail_topology import FilterModule, splitrail_topology
+
+TEXT = """
+name: small
+mode: pd
+model: {id: m, source: /m}
+pools: {prefill: {replicas: 1}, decode: {replicas: 2}}
+"""
+
+
+def loaded() -> Any:
+    """The topology as Ansible reads it: values that know where they come from."""
+    return DataLoader().load(TEXT, file_name="/inventory/topology.yml")
+
+
+def test_tagged_values_come_out_plain_with_every_default() -> None:
+    filled = splitrail_topology(loaded())
+    assert filled["pools"]["decode"] == {
+        "replicas": 2,
+        "tensor_parallel_size": 1,
+        "max_ongoing_requests": 1000,
+        "engine": {},
+        "env": {},
+    }
+    assert "aggregated" not in filled["pools"]
+    assert type(filled["name"]) is str
+
+
+def test_the_mode_is_an_argument() -> None:
+    with pytest.raises(AnsibleFilterError, match="topology small: mode aggregated needs") as error:
+        splitrail_topology(loaded(), "aggregated")
+    assert error.value.__cause__ is None  # Ansible would print it too
+
+
+def test_templates_find_it_by_its_name() -> None:
+    assert FilterModule().filters() == {"splitrail_topology": splitrail_topology}

@@ -1,0 +1,90 @@
+"""The whole site on the lab: made once for all tests of this folder, and taken down after them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import testinfra
+from testinfra.host import Host
+
+ROOT = Path(__file__).resolve().parents[3]
+INVENTORY = ROOT / "inventories/lab"
+ADDRESSES = {"lab-head": "10.87.0.11", "lab-prefill": "10.87.0.12", "lab-decode": "10.87.0.13"}
+
+
+class Site:
+    """The lab's cluster, through the commands that a user has; ``folder`` is for files of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *command: str, timeout_s: float = 1500) -> subprocess.CompletedProcess[str]:
+        """Run `splitrail COMMAND`; its progress goes to this test's own output."""
+        return subprocess.run(
+            [sys.executable, "-m", "splitrail", *command],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def verb(self, verb: str, *options: str) -> tuple[int, dict[str, Any]]:
+        """Run a verb on the lab's inventory; its exit code and its report."""
+        done = self.run(verb, "-i", str(INVENTORY), "--json", *options)
+        return done.returncode, json.loads(done.stdout)
+
+    def lab(self, *command: str) -> None:
+        """Run a command of the lab, which must succeed."""
+        done = self.run("lab", command[0], "-i", str(INVENTORY), *command[1:])
+        assert done.returncode == 0, done.stdout
+
+    def host(self, name: str) -> Host:
+        """A node as testinfra sees it, as root."""
+        keys = ROOT / ".lab/lab"
+        config = self.folder / "ssh_config"
+        config.write_text(f"Host *\n  UserKnownHostsFile {keys / 'known_hosts'}\n  ConnectTimeout 10\n")
+        return testinfra.get_host(
+            f"ssh://splitrail@{ADDRESSES[name]}?sudo=True",
+            ssh_config=str(config),
+            ssh_identity_file=str(keys / "id_ed25519"),
+        )
+
+    def ask(self, prompt: str, *, tokens: int = 16, timeout_s: float = 90) -> list[int]:
+        """The tokens that the endpoint answers to a prompt at temperature 0."""
+        answer = httpx.post(
+            f"http://{ADDRESSES['lab-head']}:8000/v1/chat/completions",
+            json={
+                "model": "lab-qwen3",
+                "messages": [{"role": "user", "content": prompt}],
+                "max_tokens": tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "return_token_ids": True,
+            },
+            timeout=timeout_s,
+            trust_env=False,
+        )
+        answer.raise_for_status()
+        return list(answer.json()["choices"][0]["token_ids"])
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The lab, fresh and empty."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to make machines: run `make test`")
+    site = Site(tmp_path_factory.mktemp("site"))
+    site.lab("down")
+    site.lab("up")
+    yield site
+    site.lab("down")
