@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from splitrail.fabric.cli import app as fabric_app
 from splitrail.lab.cli import app as lab_app
 from splitrail.project import Project, ProjectError
 from splitrail.render import INDEX, RenderError, render
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 # Sub-commands: one line each.
 app.add_typer(lab_app, name="lab")
+app.add_typer(fabric_app, name="fabric")
 
 Inventory = Annotated[
     str | None, typer.Option("-i", "--inventory", help="Inventory folder or file; by default ansible.cfg's.")
