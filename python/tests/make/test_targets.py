@@ -70,9 +70,13 @@ def given_steps(monkeypatch: pytest.MonkeyPatch, root: Path, scripts: dict[str, 
     monkeypatch.setattr(test, "steps", lambda _root, _only: chosen)
 
 
-@pytest.mark.parametrize(("first", "code"), [("true", 0), ("false", 1)])
+@pytest.mark.parametrize(("first", "code"), [("true", 0), ("echo the reason; false", 1)])
 def test_a_failure_stops_nothing_and_is_not_forgotten(
-    order: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, code: int
+    order: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: str,
+    code: int,
 ) -> None:
     given_steps(monkeypatch, tmp_path, {"first": first, "second": f"touch {tmp_path}/second"})
     said = StringIO()
@@ -80,6 +84,17 @@ def test_a_failure_stops_nothing_and_is_not_forgotten(
     assert (tmp_path / "second").exists()
     assert order == ["down before", "down after"]
     assert said.getvalue().splitlines()[-1] == f"{2 - code} passed, {code} failed"
+
+
+@pytest.mark.usefixtures("order")
+def test_the_end_of_a_failed_log_is_shown_again_before_the_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given_steps(monkeypatch, tmp_path, {"first": "echo the reason; false", "second": "echo all is well"})
+    assert test.test(tmp_path, Console()) == 1
+    said = capfd.readouterr().out
+    assert said.count("all is well") == 1
+    assert said.rindex("all is well") < said.rindex("the reason") < said.index("1 passed, 1 failed")
 
 
 def test_an_interrupt_starts_nothing_more_and_takes_the_labs_down(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -158,8 +159,11 @@ def clock(seconds: float) -> str:
     return f"{whole} s" if whole < 60 else f"{whole // 60}:{whole % 60:02} min"  # noqa: PLR2004
 
 
-def show_log(log: Path) -> None:
-    """Print a step's whole output."""
+def show_log(log: Path, lines: int | None = None) -> None:
+    """Print a step's whole output, or its last ``lines``."""
     with log.open("rb") as source:
-        shutil.copyfileobj(source, sys.stdout.buffer)
+        if lines is None:
+            shutil.copyfileobj(source, sys.stdout.buffer)
+        else:
+            sys.stdout.buffer.writelines(deque(source, maxlen=lines))
     sys.stdout.flush()

@@ -10,12 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from splitrail.lab.invoker import become_root, invoker, own
-from splitrail.make.steps import Step, Steps, clock
+from splitrail.make.steps import Step, Steps, clock, show_log
 
 # Every inventory whose lab a step may bring up.
 LABS = ("molecule/inventory", "inventories/lab")
 # What steps write into the tree.
 _WRITTEN = ("build", "runs", ".lab", ".secrets")
+# Enough for the failed task and what led to it.
+_TAIL_LINES = 80
 
 
 class UnknownScenario(Exception):
@@ -71,6 +73,11 @@ def test(root: Path, console: Console, only: Sequence[str] = ()) -> int:
         with runner.interruptible():
             _down(runner, root, "after")
         _give_back(root)
+    # Where only the end of a long output is kept, the log's path is of no use.
+    for result in runner.results:
+        if not result.ok:
+            runner.say(f"\n--- the end of {result.name}", "bold red")
+            show_log(result.log, _TAIL_LINES)
     ok = runner.summarize()
     return 130 if interrupted else 0 if ok else 1
 
