@@ -37,6 +37,11 @@ def test_a_larger_network_without_gateway() -> None:
     assert (rail["network"], rail["gateway"], rail["ip"]) == ("10.30.0.0/24", "", "10.30.0.7")
 
 
+def test_a_rail_may_leave_its_nic_to_the_topology() -> None:
+    (rail,) = parse([without("pci")])
+    assert (rail["pci"], rail["mac"]) == ("", "")
+
+
 def test_no_rails_are_fine() -> None:
     assert parse([]) == []
 
@@ -52,7 +57,10 @@ def test_rails_come_in_their_order() -> None:
         ({"rail": 0}, "rails are a list, got dict"),
         ([without("address")], "rail 3.address: Field required"),
         ([without("rail")], "rail at position 0.rail: Field required"),
-        ([without("pci")], "rail 3: name the NIC by pci or by mac, by one of them only"),
+        (
+            [without("pci"), {**GOOD, "rail": 4, "address": "10.30.4.4/31", "gateway": None}],
+            "rail 3: name the NIC of every rail by pci or by mac, or of none",
+        ),
         (
             [{**GOOD, "mac": "02:00:00:00:00:01"}],
             "rail 3: name the NIC by pci or by mac, by one of them only",

@@ -17,7 +17,8 @@ class RailError(ValueError):
 class Rail(BaseModel):
     """One NIC port of a node and its place in the fabric.
 
-    ``pci`` (``0000:0c:00.0``) or ``mac`` says which NIC it is; one of them, because two could disagree.
+    ``pci`` (``0000:0c:00.0``) or ``mac`` says which NIC it is; one of them, because two could disagree. With
+    neither the node's own topology says it (module ``splitrail_roce_discover``).
     ``address`` is the node's with its prefix length, ``gateway`` the switch's on the same link, if other
     links are reached.
     """
@@ -33,7 +34,7 @@ class Rail(BaseModel):
 
     @model_validator(mode="after")
     def _names_one_nic(self) -> Rail:
-        if bool(self.pci) == bool(self.mac):
+        if self.pci and self.mac:
             raise ValueError("name the NIC by pci or by mac, by one of them only")
         return self
 
@@ -77,6 +78,10 @@ def parse(raw: Any) -> list[dict[str, Any]]:
             rails.append(Rail.model_validate(entry))
         except ValidationError as error:
             faults += [_explain(position, entry, dict(fault)) for fault in error.errors()]
+    if len({bool(rail.pci or rail.mac) for rail in rails}) > 1:
+        # Numbers given by topology could fall on a NIC that another rail names.
+        bare = ", ".join(str(rail.rail) for rail in rails if not rail.pci and not rail.mac)
+        faults.append(f"rail {bare}: name the NIC of every rail by pci or by mac, or of none")
     faults += _twice("rail", (str(rail.rail) for rail in rails))
     faults += _twice("pci", (rail.pci for rail in rails if rail.pci))
     faults += _twice("mac", (rail.mac for rail in rails if rail.mac))
