@@ -46,6 +46,9 @@ while read -r program package; do
   command -v "$program" >/dev/null || packages="$packages $package"
 done <<END
 systemd-nspawn systemd-container
+qemu-system-x86_64 qemu-system-x86
+qemu-img qemu-utils
+mkfs.ext4 e2fsprogs
 mmdebstrap mmdebstrap
 nft nftables
 ip iproute2

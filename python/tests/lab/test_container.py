@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from splitrail.lab.container import mounts_of, nspawn_command, resolv_conf, unit_command
+from splitrail.lab.container import mounts_of, nspawn_command, unit_command
+from splitrail.lab.network import resolv_conf
 from splitrail.lab.run import LabError
 from splitrail.lab.spec import parse
 

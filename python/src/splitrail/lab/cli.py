@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,8 @@ app = typer.Typer(no_args_is_help=True, help="Machines made on this host: a clus
 
 Inventory = Annotated[Path, typer.Option("-i", "--inventory", help="Inventory with the lab_* variables.")]
 _DEFAULT = Path("inventories/lab")
+# Never a number alone: QEMU would take it for a snapshot's position.
+_SNAPSHOT = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 _WHY = "makes the lab's network, mounts and machines"
 
 
@@ -35,6 +38,26 @@ class Power(StrEnum):
     off = "off"
     on = "on"
     cycle = "cycle"
+
+
+class Link(StrEnum):
+    """What can be done to a rail's cable."""
+
+    down = "down"
+    up = "up"
+    swap = "swap"
+    rate = "rate"
+    loss = "loss"
+    heal = "heal"
+    show = "show"
+
+
+class Snapshot(StrEnum):
+    """What can be done with a snapshot."""
+
+    save = "save"
+    restore = "restore"
+    list = "list"
 
 
 @contextmanager
@@ -94,6 +117,56 @@ def power(action: Power, node: str, inventory: Inventory = _DEFAULT) -> None:
     """Switch a node off (hard, as by pulling its plug), on, or off and on."""
     with _lab(inventory, root=True) as (lab, host):
         host.power(action, lab.select([node])[0])
+
+
+@app.command()
+def link(
+    node: Annotated[str, typer.Argument(help="A host, or `all`.")] = "all",
+    rail: Annotated[str, typer.Argument(help="A rail's number, or `all`.")] = "all",
+    action: Annotated[Link, typer.Argument(help="`swap`, `rate` and `loss` need a VALUE.")] = Link.show,
+    value: Annotated[
+        float | None, typer.Argument(help="swap: the other rail; rate: Mbit/s; loss: percent.")
+    ] = None,
+    inventory: Inventory = _DEFAULT,
+) -> None:
+    """Inject a fault of a rail's cable (both directions), heal it, or show every cable's state. VMs only."""
+    with _lab(inventory, root=action is not Link.show) as (lab, host):
+        if not (rail == "all" or rail.isdigit()):
+            raise LabError(f"no rail `{rail}`; give its number, or `all`")
+        number = None if rail == "all" else int(rail)
+        nodes = lab.select([] if node == "all" else [node])
+        found = {each.name: host.link(each, number, action, value) for each in nodes}
+    table = Table("node", "rail", "cable", box=None)
+    for name, rails in found.items():
+        for which, state in rails.items():
+            if number in (None, which):
+                table.add_row(name, str(which), state)
+    Console().print(table)
+
+
+@app.command()
+def snapshot(
+    action: Snapshot,
+    name: Annotated[str | None, typer.Argument(help="The snapshot's name; none for `list`.")] = None,
+    hosts: Annotated[list[str] | None, typer.Argument(help="Only these hosts.")] = None,
+    inventory: Inventory = _DEFAULT,
+) -> None:
+    """Keep running nodes as they are, make them so again in seconds, or list what is kept. VMs only."""
+    with _lab(inventory, root=True) as (lab, host):
+        nodes = lab.select(hosts or [])
+        if action is Snapshot.list:
+            table = Table("node", "snapshot", "saved", box=None)
+            for node, kept in host.snapshots(nodes).items():
+                for one, when in kept:
+                    if name in (None, one):
+                        table.add_row(node, one, f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M:%S}")
+            Console().print(table)
+            return
+        if not name or not _SNAPSHOT.fullmatch(name):
+            raise LabError(
+                f"snapshot {action} needs a name of a-z, 0-9, - and _, first a letter (got {name!r})"
+            )
+        (host.save if action is Snapshot.save else host.restore)(nodes, name)
 
 
 @app.command()

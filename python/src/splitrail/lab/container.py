@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import subprocess
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from splitrail.lab import network, pip, process, rootfs
 from splitrail.lab.files import remove_tree, write
-from splitrail.lab.node import NodeKind
+from splitrail.lab.node import NodeKind, last_lines, machine, machine_id
 from splitrail.lab.report import Reporter
 from splitrail.lab.run import LabError, environment, run
 from splitrail.lab.spec import Lab, Mount, Node
@@ -27,11 +25,6 @@ _SUPERVISE = f'[ -z "$0" ] || echo $$ > "$0/cgroup.procs"; while "$@"; [ $? -eq 
 _STOP_SECONDS = 20.0
 _SYSTEMD = Path("/run/systemd/system")
 _NSPAWN = Path("/run/systemd/nspawn")
-
-
-def machine(lab: str, node: str) -> str:
-    """The machine's name: unique on this host, since neither part holds a dot."""
-    return f"{lab}.{node}"
 
 
 def nspawn_command(
@@ -80,24 +73,6 @@ def _in(node: Node, groups: Iterable[str]) -> bool:
 
 def _escaped(path: Path) -> str:
     return str(path).replace("\\", "\\\\").replace(":", "\\:")
-
-
-def resolv_conf(
-    etc: Path = Path("/etc/resolv.conf"), uplink: Path = Path("/run/systemd/resolve/resolv.conf")
-) -> str:
-    """This host's name servers as nodes can use them: this host's loopback does not answer there.
-
-    Raises LabError when there is none.
-    """
-    for path in (etc, uplink):
-        if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if not re.match(r"\s*nameserver\s+(127\.|::1)", line)]
-            if any(line.strip().startswith("nameserver") for line in kept):
-                return "\n".join(kept) + "\n"
-    raise LabError(
-        f"{etc}: no name server but on this host's loopback, which nodes cannot reach; name another one"
-    )
 
 
 class Containers(NodeKind):
@@ -221,9 +196,7 @@ class Containers(NodeKind):
         """Write what tells one node from another."""
         root = folder / "root"
         write(root / "etc/hostname", f"{node.name}\n")
-        # From names, so that a node that is installed anew keeps it.
-        identity = uuid.uuid5(uuid.NAMESPACE_DNS, f"{node.name}.{self._lab.name}.splitrail")
-        write(root / "etc/machine-id", f"{identity.hex}\n", mode=0o444)
+        write(root / "etc/machine-id", f"{machine_id(self._lab.name, node.name)}\n", mode=0o444)
         write(
             root / "etc/systemd/network/10-lab.network",
             f"[Match]\nName=host0\n\n[Network]\nAddress={node.address}/{self._lab.network.prefixlen}\n"
@@ -236,9 +209,8 @@ class Containers(NodeKind):
 
     def _refresh(self, root: Path) -> None:
         """Write what may change on this host or in the inventory while a node lives."""
-        write(root / "etc/resolv.conf", resolv_conf())
-        names = "".join(f"{other.address} {other.name}\n" for other in self._lab.nodes)
-        write(root / "etc/hosts", f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{names}")
+        write(root / "etc/resolv.conf", network.resolv_conf())
+        write(root / "etc/hosts", network.hosts(self._lab))
         home = root / "home" / self._lab.user
         owner = (home.stat().st_uid, home.stat().st_gid)
         keys = home / ".ssh"
@@ -331,10 +303,31 @@ class Containers(NodeKind):
 
     def console(self, name: str, lines: int) -> list[str]:
         """See NodeKind."""
-        path = self._state.node(name) / "console.log"
-        text = path.read_text(errors="replace") if path.exists() else ""
-        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[()].|[\r\x07]", "", text)
-        return [line for line in plain.splitlines() if line.strip()][-lines:]
+        return last_lines(self._state.node(name) / "console.log", lines)
+
+    # What only a machine with a kernel of its own has
+
+    def link(
+        self,
+        node: Node,
+        rail: int | None,  # noqa: ARG002
+        action: str,
+        value: float | None,  # noqa: ARG002
+    ) -> dict[int, str]:
+        """See NodeKind."""
+        raise _only_vms(node, f"link {action}")
+
+    def snapshots(self, node: Node) -> list[tuple[str, float]]:
+        """See NodeKind."""
+        raise _only_vms(node, "snapshot list")
+
+    def save(self, node: Node, snapshot: str) -> None:
+        """See NodeKind."""
+        raise _only_vms(node, f"snapshot save {snapshot}")
+
+    def restore(self, node: Node, snapshot: str) -> None:
+        """See NodeKind."""
+        raise _only_vms(node, f"snapshot restore {snapshot}")
 
     def _unit(self, name: str) -> str:
         return f"splitrail-lab-{machine(self._lab.name, name)}.service"
@@ -346,6 +339,13 @@ class Containers(NodeKind):
             return  # between two boots: the next one attaches itself
         shown = run(["nsenter", f"--net=/proc/{init.pids[0]}/ns/net", "ip", "-json", "link", "show", "host0"])
         network.attach(json.loads(shown)[0]["link_index"], self._lab.bridge)
+
+
+def _only_vms(node: Node, what: str) -> LabError:
+    return LabError(
+        f"{node.name} is a container, which has neither rails nor snapshots, so no `{what}`; "
+        f"use an inventory whose lab_kind is `vm`, such as inventories/lab-fabric"
+    )
 
 
 def _source(lab: str, node: str) -> str:

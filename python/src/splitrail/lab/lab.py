@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,7 +19,14 @@ from splitrail.lab.report import Reporter
 from splitrail.lab.run import LabError, environment
 from splitrail.lab.spec import Lab, Node
 from splitrail.lab.state import State, cache, locked, prune
+from splitrail.lab.vm import VirtualMachines
 
+_KINDS: Mapping[str, type[Containers] | type[VirtualMachines]] = {
+    "container": Containers,
+    "vm": VirtualMachines,
+}
+# A restored node answers as soon as the host's network has found it again.
+_RESTORED_SECONDS = 60.0
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -58,7 +65,9 @@ class LabHost:
         self.lab = lab
         self._reporter = reporter
         self._state = State(lab.name)
-        self._kind: NodeKind = {"container": Containers}[lab.kind](lab, self._state, reporter)
+        # A standing lab is of the kind that it was made as, whatever the inventory says now.
+        standing = (self._state.record() or {"kind": lab.kind}).get("kind", "container")
+        self._kind: NodeKind = _KINDS[standing](lab, self._state, reporter)
 
     def up(self, nodes: tuple[Node, ...]) -> None:
         """Make, heal and start `nodes`; return once each one is up. Raises LabError."""
@@ -83,6 +92,49 @@ class LabHost:
                 self._kind.power_off(node.name)
             if action in ("on", "cycle"):
                 self._make((node,))
+
+    def link(self, node: Node, rail: int | None, action: str, value: float | None) -> dict[int, str]:
+        """Inject or heal a fault of a cable; returns every rail's state in words. Raises LabError."""
+        with locked(self.lab.name, self._reporter.say):
+            return self._kind.link(node, rail, action, value)
+
+    def snapshots(self, nodes: tuple[Node, ...]) -> dict[str, list[tuple[str, float]]]:
+        """Each node's snapshots: name, and seconds since the epoch. Raises LabError."""
+        return {node.name: self._kind.snapshots(node) for node in nodes}
+
+    def save(self, nodes: tuple[Node, ...], snapshot: str) -> None:
+        """Keep `nodes` as they are under the name `snapshot`. Raises LabError."""
+        with (
+            locked(self.lab.name, self._reporter.say),
+            self._reporter.step(f"Saving {snapshot} of {', '.join(node.name for node in nodes)}"),
+        ):
+            self._each(nodes, lambda node: self._kind.save(node, snapshot))
+
+    def restore(self, nodes: tuple[Node, ...], snapshot: str) -> None:
+        """Make `nodes` what they were at `snapshot`, at the right time, and return once SSH answers."""
+        with (
+            locked(self.lab.name, self._reporter.say),
+            self._reporter.step(f"Restoring {snapshot} of {', '.join(node.name for node in nodes)}"),
+        ):
+            self._each(nodes, lambda node: self._kind.restore(node, snapshot))
+            self._each(nodes, self._set_clock)
+
+    def _set_clock(self, node: Node) -> None:
+        """Tell a restored node what time it is: it goes on at the time of its snapshot."""
+        deadline = time.monotonic() + _RESTORED_SECONDS
+        said = "no answer"
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                # How late it is when the command runs there is at most as long as SSH takes.
+                done = ssh.call(self.lab, node, f"sudo -n date --set=@{time.time():.3f}", seconds=left)
+            except LabError as error:
+                said = str(error)
+                continue
+            if done.returncode == 0:
+                return
+            said = done.stderr.strip()
+            time.sleep(0.2)
+        raise LabError(f"{node.name}: restored, but its clock could not be set over SSH: {said}")
 
     def down(self, *, purge: bool) -> None:
         """Remove the lab, and with `purge` the cache as well. Raises LabError."""
@@ -109,6 +161,7 @@ class LabHost:
             if purge:
                 for source in {
                     Path("rootfs"),
+                    Path("vm"),
                     *(mount.source for mount in self.lab.mounts if not mount.source.is_absolute()),
                 }:
                     remove_tree(cache() / source)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ def _table(lab: str) -> str:
     return f"splitrail-lab-{lab}"
 
 
+def loss_table(lab: str) -> str:
+    """nft's table, of the family bridge, of links that lose packets."""
+    return _table(lab)
+
+
 def interfaces() -> dict[str, dict[str, Any]]:
     """This host's interfaces by name, as `ip` shows them."""
     return {link["ifname"]: link for link in _ip("-details", "link", "show")}
@@ -34,6 +41,8 @@ def ensure(lab: Lab, saved_forward: Path) -> None:
         run(["ip", "link", "add", "name", lab.bridge, "type", "bridge"])
     run(["ip", "address", "replace", f"{lab.gateway}/{lab.network.prefixlen}", "dev", lab.bridge])
     run(["ip", "link", "set", "dev", lab.bridge, "up"])
+    for bridge in lab.rail_bridges:
+        _ensure_rail(bridge)
     if not saved_forward.exists():
         write(saved_forward, _FORWARD.read_text())
     _FORWARD.write_text("1\n")
@@ -46,6 +55,15 @@ def ensure(lab: Lab, saved_forward: Path) -> None:
         f'    ip saddr {lab.network} oifname != "{lab.bridge}" masquerade\n  }}\n}}\n',
     )
     _admit(lab)
+
+
+def _ensure_rail(bridge: str) -> None:
+    """Make or heal a rail's switch: this host has no address on it, and takes no part in it."""
+    if bridge not in interfaces():
+        run(["ip", "link", "add", "name", bridge, "type", "bridge", "mcast_snooping", "0"])
+        run(["ip", "link", "set", "dev", bridge, "addrgenmode", "none"])
+    # Set by hand, it no longer follows the smallest MTU of its ports.
+    run(["ip", "link", "set", "dev", bridge, "mtu", "9000", "up"])
 
 
 def attach(interface_index: int, bridge: str) -> None:
@@ -68,12 +86,18 @@ def detach(machine: str) -> None:
 
 
 def remove(lab: str, bridge: str) -> None:
-    """Remove what `ensure` made, however much of it is there."""
+    """Remove what `ensure` made, however much of it is there, and what makes links lose packets."""
     for chain, handle in _rules(_table(lab)):
         run(["nft", "delete", "rule", *chain, "handle", str(handle)])
     run(["nft", "--file", "-"], stdin=f"add table ip {_table(lab)}\ndelete table ip {_table(lab)}\n")
-    if bridge in interfaces():
-        run(["ip", "link", "delete", "dev", bridge])
+    run(
+        ["nft", "--file", "-"],
+        stdin=f"add table bridge {loss_table(lab)}\ndelete table bridge {loss_table(lab)}\n",
+    )
+    rail = re.compile(re.escape(bridge) + r"\.r[0-9]+")
+    for name in interfaces():
+        if name == bridge or rail.fullmatch(name):
+            run(["ip", "link", "delete", "dev", name])
 
 
 def restore_forward(saved: Path) -> None:
@@ -110,6 +134,30 @@ def refuse_clash(lab: Lab) -> None:
             )
 
 
+def resolv_conf(
+    etc: Path = Path("/etc/resolv.conf"), uplink: Path = Path("/run/systemd/resolve/resolv.conf")
+) -> str:
+    """This host's name servers as nodes can use them: this host's loopback does not answer there.
+
+    Raises LabError when there is none.
+    """
+    for path in (etc, uplink):
+        if path.exists():
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if not re.match(r"\s*nameserver\s+(127\.|::1)", line)]
+            if any(line.strip().startswith("nameserver") for line in kept):
+                return "\n".join(kept) + "\n"
+    raise LabError(
+        f"{etc}: no name server but on this host's loopback, which nodes cannot reach; name another one"
+    )
+
+
+def hosts(lab: Lab) -> str:
+    """A node's /etc/hosts."""
+    names = "".join(f"{node.address} {node.name}\n" for node in lab.nodes)
+    return f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{names}"
+
+
 def _forward_chains() -> list[tuple[str, str, str]]:
     """Other programs' chains (Docker's, a firewall's) that judge forwarded packets."""
     chains = (
@@ -143,23 +191,16 @@ def _admit(lab: Lab) -> None:
     """Let the lab's packets through chains that would drop them.
 
     Docker and most firewalls drop forwarded packets by default, and an `accept` in one's own table does not
-    overrule a `drop` in theirs.
+    overrule a `drop` in theirs. What stays on a rail's bridge is judged as well where br_netfilter is loaded.
     """
     comment = _table(lab.name)
-    have = {chain for chain, _ in _rules(comment)}
+    bridges = (lab.bridge, *lab.rail_bridges)
+    rules = _rules(comment)
+    have = Counter(chain for chain, _ in rules)
     for chain in _forward_chains():
-        if chain not in have:
-            for direction in ("iifname", "oifname"):
-                run(
-                    [
-                        "nft",
-                        "insert",
-                        "rule",
-                        *chain,
-                        direction,
-                        lab.bridge,
-                        "accept",
-                        "comment",
-                        f'"{comment}"',
-                    ]
-                )
+        ways = [(way, bridge) for bridge in bridges for way in ("iifname", "oifname")]
+        if have[chain] != len(ways):
+            for _, handle in (rule for rule in rules if rule[0] == chain):
+                run(["nft", "delete", "rule", *chain, "handle", str(handle)])
+            for way, bridge in ways:
+                run(["nft", "insert", "rule", *chain, way, bridge, "accept", "comment", f'"{comment}"'])

@@ -1,12 +1,32 @@
-"""What any kind of node can do; `container` is the first kind, others come beside it."""
+"""What any kind of node can do."""
 
 from __future__ import annotations
 
+import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 from splitrail.lab.spec import Node
+
+
+def machine(lab: str, node: str) -> str:
+    """The machine's name: unique on this host, since neither part holds a dot."""
+    return f"{lab}.{node}"
+
+
+def machine_id(lab: str, node: str) -> str:
+    """The node's /etc/machine-id: from names, so that a node that is installed anew keeps it."""
+    return uuid.uuid5(uuid.NAMESPACE_DNS, f"{node}.{lab}.splitrail").hex
+
+
+def last_lines(log: Path, lines: int) -> list[str]:
+    """The last lines of a console's log that hold something, without what only a terminal understands."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[()].|[\r\x07]", "", text)
+    return [line for line in plain.splitlines() if line.strip()][-lines:]
 
 
 class NodeKind(ABC):
@@ -45,6 +65,25 @@ class NodeKind(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Power off and remove the node with its disk; harmless when half of it is gone. Raises LabError."""
+
+    @abstractmethod
+    def link(self, node: Node, rail: int | None, action: str, value: float | None) -> dict[int, str]:
+        """Inject or heal a fault of the cables of `rail` (all: None); returns every rail's state in words.
+
+        Raises LabError, where a kind has no rails.
+        """
+
+    @abstractmethod
+    def snapshots(self, node: Node) -> list[tuple[str, float]]:
+        """The node's snapshots, oldest first: name, and seconds since the epoch. Raises LabError."""
+
+    @abstractmethod
+    def save(self, node: Node, snapshot: str) -> None:
+        """Keep the running node as it is under the name `snapshot`. Raises LabError."""
+
+    @abstractmethod
+    def restore(self, node: Node, snapshot: str) -> None:
+        """Make the node what it was at `snapshot`; its clock is behind then. Raises LabError."""
 
     @abstractmethod
     def console(self, name: str, lines: int) -> list[str]:

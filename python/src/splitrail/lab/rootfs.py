@@ -1,4 +1,4 @@
-"""The root file system that every container node stands on: built once, found again by its content's key."""
+"""The root file system that nodes stand on: built once a kind of node, found again by its content's key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import subprocess
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitrail.lab import apt
@@ -48,13 +48,17 @@ class Recipe:
     apt: apt.AptConfig
     certificates: dict[str, bytes]
     environment: str
+    extra: tuple[str, ...] = ()
+    """Packages beside PACKAGES."""
+    seed: dict[str, bytes] = field(default_factory=dict)
+    """Files that are there before the packages are; what begins with #! is executable."""
 
     @property
     def key(self) -> str:
         """A name that is the same exactly when the content would be."""
         content = {
             "builder": BUILDER,
-            "packages": PACKAGES,
+            "packages": (*PACKAGES, *self.extra),
             "codename": self.codename,
             "user": self.user,
             "sources": self.apt.sources,
@@ -62,15 +66,18 @@ class Recipe:
             "environment": self.environment,
             "files": {
                 name: hashlib.sha256(data).hexdigest()
-                for name, data in (self.apt.files | self.certificates).items()
+                for name, data in (self.apt.files | self.certificates | self.seed).items()
             },
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.codename}-{digest[:16]}"
 
 
-def recipe(user: str) -> Recipe:
-    """The recipe of this machine: its distribution, APT sources, certificates and proxies."""
+def recipe(user: str, extra: tuple[str, ...] = (), seed: dict[str, bytes] | None = None) -> Recipe:
+    """The recipe of this machine: its distribution, APT sources, certificates and proxies.
+
+    `extra` and `seed` are what a kind of node adds to it.
+    """
     release = dict(
         line.split("=", 1)
         for line in Path("/etc/os-release").read_text().splitlines()
@@ -86,6 +93,8 @@ def recipe(user: str) -> Recipe:
         apt=apt.from_machine(codename),
         certificates={str(path): path.read_bytes() for path in sorted(_CERTIFICATES.rglob("*.crt"))},
         environment="".join(f'{name}="{os.environ[name]}"\n' for name in names if os.environ.get(name)),
+        extra=extra,
+        seed=seed or {},
     )
 
 
@@ -97,7 +106,7 @@ def ensure(wanted: Recipe, cache: Path, reporter: Reporter) -> Path:
     done = store / wanted.key
     if done.is_dir():
         return done
-    with _locked(store / ".lock", reporter) as lock:
+    with locked(store / ".lock", reporter) as lock:
         if done.is_dir():
             return done
         building = store / f".building-{wanted.key}"
@@ -113,7 +122,8 @@ def ensure(wanted: Recipe, cache: Path, reporter: Reporter) -> Path:
 
 
 @contextmanager
-def _locked(path: Path, reporter: Reporter) -> Iterator[int]:
+def locked(path: Path, reporter: Reporter) -> Iterator[int]:
+    """Hold the build lock `path`; yields its handle."""
     with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,16 +135,16 @@ def _locked(path: Path, reporter: Reporter) -> Iterator[int]:
 
 def _bootstrap(wanted: Recipe, building: Path, lock: int, reporter: Reporter) -> None:
     skeleton = building / "skeleton"
-    for name, data in (wanted.apt.files | wanted.certificates).items():
+    for name, data in (wanted.apt.files | wanted.certificates | wanted.seed).items():
         target = skeleton / name.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
-        target.chmod(0o600 if "/auth.conf" in name else 0o644)
+        target.chmod(0o600 if "/auth.conf" in name else 0o755 if data.startswith(b"#!") else 0o644)
     write(skeleton / "etc/apt/apt.conf.d/00-host", wanted.apt.options)
     options = building / "apt.conf"
     options.write_text(wanted.apt.options)
     argv = ["mmdebstrap", "--mode=root", "--variant=important", "--format=directory"]
-    argv += [f"--include={','.join(PACKAGES)}", f"--aptopt={options}"]
+    argv += [f"--include={','.join((*PACKAGES, *wanted.extra))}", f"--aptopt={options}"]
     argv += [
         f"--setup-hook=sync-in {shlex.quote(str(skeleton))} /",
         wanted.codename,

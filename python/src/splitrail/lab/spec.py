@@ -3,13 +3,22 @@
 Keys, each one a variable that has the same value on every host:
 
     lab_name          names the lab's bridge, nft table and folders: up to 12 of a-z, 0-9 and -
-    lab_kind          `container` (systemd-nspawn)
+    lab_kind          `container` (systemd-nspawn) or `vm` (QEMU)
     lab_network       IPv4 network of the lab; its first address is this host's
-    lab_shm_gib       size of each node's /dev/shm in GiB
     lab_boot_seconds  how long a node may take until systemd says that it is up, in seconds
+
+of containers only:
+
+    lab_shm_gib       size of each node's /dev/shm in GiB
     lab_mounts        folders of this host that nodes see: `source` (relative to the cache, or absolute),
                       `target`, `groups` (whose hosts have it; default all), `writable_on` (groups whose hosts
                       may write)
+
+and of VMs only:
+
+    lab_memory_mib    memory of each node in MiB
+    lab_cpus          processors of each node
+    lab_rails         NICs of each node beside its management NIC, each on a switch of its own: 0 to 8
 
 A host's address is its `ansible_host`; the key made for it is `ansible_ssh_private_key_file`, and
 `known_hosts` lies beside that.
@@ -31,15 +40,25 @@ from splitrail.lab.run import LabError
 
 _CURES = {
     "lab_name": "up to 12 of a-z, 0-9 and -, first a letter, such as `lab`",
-    "lab_kind": "set it to `container`",
+    "lab_kind": "set it to `container` or `vm`",
     "lab_network": "a private IPv4 network that nothing here uses, such as 10.87.0.0/24",
     "lab_shm_gib": "a size in GiB above 0, such as 4",
     "lab_boot_seconds": "a time in seconds above 0, such as 120",
     "lab_mounts": "a list of {source, target, groups, writable_on}",
+    "lab_memory_mib": "a size in MiB from 512 on, such as 1536",
+    "lab_cpus": "a number of processors from 1 to 64, such as 1",
+    "lab_rails": "a number of rails from 0 to 8, such as 2",
     "ansible_host": "an IPv4 address inside lab_network",
     "ansible_user": "a Linux user's name, such as `splitrail`",
     "ansible_ssh_private_key_file": "a path for the key that the lab makes",
 }
+# Keys that say something of one kind of node only.
+_ONLY = {
+    "container": ("shm_gib", "mounts"),
+    "vm": ("memory_mib", "cpus", "rails"),
+}
+# `sr-NAME.r7` has to fit into the 15 characters of an interface's name.
+_VM_NAME = 9
 
 
 class Mount(BaseModel):
@@ -78,11 +97,14 @@ class Lab(BaseModel):
 
     inventory: Path
     name: str = Field(alias="lab_name", pattern=r"^[a-z][a-z0-9-]{0,11}$")
-    kind: Literal["container"] = Field(alias="lab_kind", default="container")
+    kind: Literal["container", "vm"] = Field(alias="lab_kind", default="container")
     network: IPv4Network = Field(alias="lab_network")
     shm_gib: float = Field(alias="lab_shm_gib", default=4, gt=0)
     boot_seconds: float = Field(alias="lab_boot_seconds", default=120, gt=0)
     mounts: tuple[Mount, ...] = Field(alias="lab_mounts", default=())
+    memory_mib: int = Field(alias="lab_memory_mib", default=1536, ge=512)
+    cpus: int = Field(alias="lab_cpus", default=1, ge=1, le=64)
+    rails: int = Field(alias="lab_rails", default=0, ge=0, le=8)
     user: str = Field(alias="ansible_user", pattern=r"^[a-z_][a-z0-9_-]{0,31}$")
     key: Path = Field(alias="ansible_ssh_private_key_file")
     nodes: tuple[Node, ...]
@@ -93,6 +115,18 @@ class Lab(BaseModel):
         if not value.is_private or value.is_loopback or value.prefixlen > 29:  # noqa: PLR2004
             raise ValueError(f"{value} is not a private network with room for nodes (/29 or larger)")
         return value
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Lab:
+        for kind, fields in _ONLY.items():
+            for field in fields:
+                if kind != self.kind and field in self.model_fields_set:
+                    raise ValueError(
+                        f"lab_{field} is for lab_kind `{kind}` only, and this one is `{self.kind}`; remove it"
+                    )
+        if self.kind == "vm" and len(self.name) > _VM_NAME:
+            raise ValueError(f"lab_name of a lab of VMs has up to {_VM_NAME} characters (got {self.name!r})")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Lab:
@@ -126,6 +160,16 @@ class Lab(BaseModel):
     def bridge(self) -> str:
         """The bridge's interface name (at most 15 characters, the kernel's limit)."""
         return f"sr-{self.name}"
+
+    @property
+    def rail_bridges(self) -> tuple[str, ...]:
+        """The rails' switches; a dot keeps them apart from any lab's own bridge."""
+        return tuple(f"{self.bridge}.r{rail}" for rail in range(self.rails))
+
+    @property
+    def connect_seconds(self) -> int:
+        """How long SSH's handshake may take: an emulated machine computes it slowly."""
+        return 2 if self.kind == "container" else 15
 
     @property
     def known_hosts(self) -> Path:

@@ -75,7 +75,7 @@ def call(lab: Lab, node: Node, script: str, *, seconds: float) -> subprocess.Com
 
     Raises LabError when it is not done after `seconds`.
     """
-    argv = [*command(lab, node, "-o", "ConnectTimeout=2"), script]
+    argv = [*command(lab, node, "-o", f"ConnectTimeout={lab.connect_seconds}"), script]
     try:
         return subprocess.run(
             argv,

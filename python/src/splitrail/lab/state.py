@@ -74,6 +74,7 @@ class State:
         Raises LabError when another inventory's lab has that name, or when a standing lab's network changed.
         """
         mine = {
+            "kind": lab.kind,
             "key": str(lab.key),
             "cache": str(cache()),
             "network": str(lab.network),
@@ -92,6 +93,11 @@ class State:
             raise LabError(
                 f"the lab stands on the cache {record['cache']}, and SPLITRAIL_CACHE says {mine['cache']}; "
                 f"set it back, or run `splitrail lab down` first"
+            )
+        if record.get("kind", "container") != mine["kind"]:
+            raise LabError(
+                f"{lab.inventory}: lab_kind is {lab.kind}, and the lab's nodes are of another kind; "
+                f"run `splitrail lab down` first"
             )
         if record["network"] != mine["network"]:
             raise LabError(
