@@ -70,7 +70,7 @@ def test_rail_n_is_the_nic_beside_gpu_n(tmp_path: Path) -> None:
 
 def test_the_gpus_order_counts_not_the_nics(tmp_path: Path) -> None:
     """NIC 0000:f0:00.0 sits beside the first GPU."""
-    devices = [
+    devices: list[dict[str, Any]] = [
         {"path": "pci0000:80/0000:80:01.0/0000:f0:00.0", "netdev": "a", "rdma": "mlx5_0"},
         {"path": "pci0000:80/0000:80:01.0/0000:81:00.0", "gpu": True},
         {"path": "pci0000:e0/0000:e0:01.0/0000:e1:00.0", "netdev": "b", "rdma": "mlx5_1"},
@@ -124,8 +124,8 @@ def test_more_nics_than_gpus_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_tie_that_the_other_nic_settles(tmp_path: Path) -> None:
-    """By PCI the first NIC is as near to both GPUs; the second is nearest to one of them, so the first has the other."""
-    devices = [
+    """The first NIC is as near to either GPU; the second is nearest to one of them, so it has the other."""
+    devices: list[dict[str, Any]] = [
         {"path": "pci0000:00/0000:00:01.0/0000:01:00.0", "netdev": "a", "rdma": "mlx5_0"},
         {"path": "pci0000:00/0000:00:01.0/0000:02:01.0/0000:03:00.0", "gpu": True},
         {"path": "pci0000:00/0000:00:01.0/0000:02:02.0/0000:04:00.0", "gpu": True},
@@ -136,7 +136,7 @@ def test_a_tie_that_the_other_nic_settles(tmp_path: Path) -> None:
 
 def test_one_nic_for_two_gpus(tmp_path: Path) -> None:
     """Four NICs and eight GPUs: no NIC shares its GPUs with another, so their order is plain."""
-    devices = []
+    devices: list[dict[str, Any]] = []
     for n in (4, 3, 2, 1):
         above = f"pci0000:{n}0/0000:{n}0:01.0"
         devices += [
@@ -148,7 +148,7 @@ def test_one_nic_for_two_gpus(tmp_path: Path) -> None:
 
 
 def test_numa_decides_where_pci_does_not(tmp_path: Path) -> None:
-    devices = [
+    devices: list[dict[str, Any]] = [
         {"path": "pci0000:10/0000:10:01.0", "numa": 1, "netdev": "a", "rdma": "mlx5_0"},
         {"path": "pci0000:20/0000:20:01.0", "numa": 0, "netdev": "b", "rdma": "mlx5_1"},
         {"path": "pci0000:30/0000:30:01.0", "numa": 0, "gpu": True},
@@ -189,7 +189,7 @@ def test_virtual_functions_are_no_nics(tmp_path: Path) -> None:
 
 
 def test_a_virtio_nic_is_found_by_its_pci_slot(tmp_path: Path) -> None:
-    devices = [
+    devices: list[dict[str, Any]] = [
         {"path": f"pci0000:00/0000:00:0{n}.0/0000:0{n}:00.0", "netdev": f"enp{n}s0", "rdma": f"rxe{n}",
          "between": f"virtio{n}"}
         for n in (1, 2)

@@ -1,4 +1,4 @@
-"""Firmware keys, on answers of the real tools' format, sad ones too; then against the stand-in, over boots."""
+"""Firmware keys, on answers of the real tools' format, sad ones too; then on the stand-in, over boots."""
 
 from __future__ import annotations
 
@@ -222,7 +222,8 @@ class Lab:
     """A machine with the stand-in, which can be booted."""
 
     def __init__(self, root: Path, cards: dict[str, Any]) -> None:
-        self.root, self.boots, self.memory = root, 0, {}
+        self.root, self.boots = root, 0
+        self.memory: dict[str, Any] = {}
         devices = [{"path": f"pci0000:00/0000:00:01.1/{NIC}", "netdev": "rail0", "rdma": "mlx5_0"}]
         build(root / "sys", devices)
         settings = {"sysfs": str(root / "sys"), "state": str(root / "state"), "boot_id": str(root / "boot")}

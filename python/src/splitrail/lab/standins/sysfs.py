@@ -23,9 +23,9 @@ def build(root: Path, devices: list[dict[str, Any]]) -> None:
     """Make the devices.
 
     Keys: ``path`` (``pci0000:00/0000:00:01.1/0000:0c:00.0``), ``numa``, ``gpu`` (true), and of a NIC
-    ``netdev``, ``rdma``, ``mac``, ``port``, ``gids`` (interfaces with GIDs on it), ``bond``, ``vf``, ``between``
-    (``virtio3``: a device between PCI and the interface), ``ecn`` and ``tc`` (false: OFED's files are not
-    there, as with the kernel's own driver).
+    ``netdev``, ``rdma``, ``mac``, ``port``, ``gids`` (interfaces with GIDs on it), ``bond``, ``vf``,
+    ``between`` (``virtio3``: a device between PCI and the interface), ``ecn`` and ``tc`` (false: OFED's
+    files are not there, as with the kernel's own driver).
     """
     for kind in ("class/net", "class/infiniband", "bus/pci/devices"):
         (root / kind).mkdir(parents=True, exist_ok=True)
