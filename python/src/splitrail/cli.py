@@ -16,6 +16,7 @@ from rich.text import Text
 from splitrail.fabric.cli import app as fabric_app
 from splitrail.lab.cli import app as lab_app
 from splitrail.project import Project, ProjectError
+from splitrail.release_cli import app as release_app
 from splitrail.render import INDEX, RenderError, render
 from splitrail.run import status as run_status
 from splitrail.run.execute import COULD_NOT_RUN, FAILED, OK, execute, summarize
@@ -31,6 +32,7 @@ app = typer.Typer(
 # Sub-commands: one line each.
 app.add_typer(lab_app, name="lab")
 app.add_typer(fabric_app, name="fabric")
+app.add_typer(release_app, name="release")
 
 Inventory = Annotated[
     str | None, typer.Option("-i", "--inventory", help="Inventory folder or file; by default ansible.cfg's.")
