@@ -11,10 +11,10 @@ from testinfra.host import Host
 
 Verdicts = Callable[[str, Host], dict[str, Any]]
 RAILS = {
-    "rail0": ("10.30.0.0/31", "10.30.0.1", "02:73:72:00:00:00"),
-    "rail1": ("10.30.1.2/31", "10.30.1.3", "02:73:72:00:00:01"),
+    "rail0": ("10.30.0.0/31", "10.30.0.1", "0000:0c:00.0"),
+    "rail1": ("10.30.1.2/31", "10.30.1.3", "0000:8c:00.0"),
 }
-# Its cable is pulled at the end; rail0 was spoilt by hand and mended.
+# At the end its cable is pulled, its PFC off and a value of its firmware another; rail0 was spoilt and mended.
 EACH = pytest.mark.parametrize("rail", ["rail0", pytest.param("rail1", marks=pytest.mark.broken)])
 
 
@@ -61,5 +61,56 @@ def test_systemd_manages_it(host: Host, rail: str) -> None:
     shown = host.check_output(f"networkctl --no-pager status {rail}")
     assert f"/etc/systemd/network/05-splitrail-{rail}.network" in shown
     link = host.file(f"/etc/systemd/network/05-splitrail-{rail}.link").content_string
-    assert f"PermanentMACAddress={RAILS[rail][2]}\n" in link
+    assert f"Path=pci-{RAILS[rail][2]}\n" in link
     assert host.service("systemd-networkd").is_enabled
+
+
+@EACH
+def test_pfc_and_trust(host: Host, rail: str) -> None:
+    shown = host.check_output(f"mlnx_qos -i {rail}")
+    assert "Priority trust state: dscp" in shown
+    assert "enabled     0   0   0   1   0   0   0   0" in shown
+
+
+@EACH
+def test_the_next_boot_keeps_the_firmwares_values(host: Host, rail: str) -> None:
+    shown = host.check_output(f"mstconfig -d {RAILS[rail][2]} q ATS_ENABLED PCI_WR_ORDERING MAX_ACC_OUT_READ")
+    values = {line.split()[0]: line.split()[1] for line in shown.splitlines()[-3:]}
+    assert values == {
+        "ATS_ENABLED": "False(0)",
+        "PCI_WR_ORDERING": "force_relax(1)",
+        "MAX_ACC_OUT_READ": "44",
+    }
+
+
+@pytest.mark.parametrize("rail", sorted(RAILS))
+def test_pcie(host: Host, rail: str) -> None:
+    assert host.check_output(f"setpci -s {RAILS[rail][2]} CAP_EXP+8.w") == "5936"
+
+
+@pytest.mark.parametrize("bridge", ["0000:00:01.1", "0000:80:01.1"])
+def test_acs(host: Host, bridge: str) -> None:
+    assert host.check_output(f"setpci -s {bridge} ECAP_ACS+6.w") == "0000"
+
+
+@pytest.mark.parametrize("device", ["mlx5_0", "mlx5_1"])
+def test_what_rdma_marks_its_packets_with(host: Host, device: str) -> None:
+    assert host.check_output(f"cma_roce_tos -d {device}") == "106"
+    assert host.file(f"/srv/sys/class/infiniband/{device}/tc/1/traffic_class").content_string.strip() == "106"
+
+
+def test_ray_waits_for_it_at_boot(host: Host) -> None:
+    assert host.service("splitrail-roce").is_enabled
+    shown = host.check_output("systemctl show splitrail-roce --property=RequiredBy,Before")
+    assert "ray.service" in shown.partition("RequiredBy=")[2].partition("\n")[0]
+    assert "ray.service" in shown.partition("Before=")[2].partition("\n")[0]
+
+
+def test_memlock(host: Host) -> None:
+    assert host.check_output("systemctl show --property=DefaultLimitMEMLOCK --value") == "4194304"
+    assert host.check_output("ulimit -H -l") == "4096"
+
+
+def test_the_stack_is_installed(host: Host) -> None:
+    assert host.package("rdma-core").is_installed
+    assert host.package("ibverbs-providers").is_installed

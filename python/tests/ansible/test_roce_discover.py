@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from splitrail.ansible.modules.splitrail_roce_discover import gpus, locate, rdma_nics, resolve
+from splitrail.ansible.modules.splitrail_roce_discover import gpus, locate, places, rdma_nics, resolve
 from splitrail.lab.standins.sysfs import build
 from splitrail.rails import parse
 
@@ -212,6 +212,20 @@ def test_declared_nics_are_left_as_they_are(tmp_path: Path, key: str) -> None:
     value = {"pci": "0000:0c:00.0", "mac": "02:00:00:00:00:00"}[key]
     declared = parse([{"rail": 0, key: value, "address": "10.30.0.0/31"}])
     assert resolve(declared, rdma_nics(tmp_path), []) == (declared, [])
+
+
+def test_the_place_of_a_nic_that_is_declared_by_its_hardware_address(tmp_path: Path) -> None:
+    build(tmp_path, mi325x())
+    declared = parse(
+        [
+            {"rail": 0, "mac": "02:00:00:00:00:01", "address": "10.30.0.0/31"},
+            {"rail": 1, "mac": "02:00:00:00:00:99", "address": "10.30.1.0/31"},
+        ]
+    )
+    assert places(declared, tmp_path) == [
+        {"name": "rail0", "pci": "0000:2a:00.0"},
+        {"name": "rail1", "pci": ""},
+    ]
 
 
 def test_a_node_without_any(tmp_path: Path) -> None:

@@ -218,6 +218,13 @@ def test_groups_that_could_not_be_read_do_not_hide_the_others() -> None:
     assert set(failed) == {"CNP_DSCP_P1"}
 
 
+def test_a_rail_that_is_not_on_pci_fails_and_is_not_asked() -> None:
+    nics = [{"name": "rail0", "pci": ""}]
+    assert cards_of(nics) == []
+    (check,) = module.elsewhere(nics, {"ATS_ENABLED": 0})
+    assert (check["ok"], check["measured"]) == (False, "could not be checked: no PCI device")
+
+
 class Lab:
     """A machine with the stand-in, which can be booted."""
 

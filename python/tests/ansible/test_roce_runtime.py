@@ -71,12 +71,17 @@ class Machine:
         return done.returncode, done.stdout + done.stderr
 
     def work(self, settings: dict[str, Any], *, apply: bool, rails: tuple[str, ...] = ("rail0",)) -> Any:
-        """The failed checks by name, and all names."""
+        """The failed checks by name, and how many there are."""
+        checks = self.checks(settings, apply=apply, rails=rails)
+        return {c["name"].removeprefix("roce_nic."): c for c in checks if not c["ok"]}, len(checks)
+
+    def checks(self, settings: dict[str, Any], *, rails: tuple[str, ...], apply: bool = False) -> Any:
+        """All checks."""
         nic = self.runtime.Nic("", self.root / "sys", self.run, lambda tool: tool in self.tools)
         config = {"rails": list(rails), "settings": settings, "wait_s": 0}
         checks = self.runtime.work(config, nic, apply=apply)
         assert all(check["hint"] for check in checks)
-        return {c["name"].removeprefix("roce_nic."): c for c in checks if not c["ok"]}, len(checks)
+        return checks
 
     def changes(self) -> list[tuple[str, ...]]:
         return [call for call in self.calls if {"--trust", "--pfc", "-t"} & set(call) or "=" in call[-1]]
@@ -251,6 +256,29 @@ def test_a_rail_that_is_not_there(machine: Machine) -> None:
 def test_bridges_without_acs(machine: Machine) -> None:
     machine.answers["setpci"] = (1, "setpci: 0000:00:01.1: Instance #0 of Extended capability 000d not found")
     assert machine.work({"acs_off": True}, apply=True) == ({}, 1)
+
+
+@pytest.mark.parametrize(
+    ("systemd", "login", "required", "failing"),
+    [
+        ("infinity", "unlimited", "unlimited", set()),
+        ("8388608", "8192", "8192", set()),
+        ("8388608", "unlimited", "unlimited", {"services"}),
+        ("infinity", "64", "unlimited", {"logins"}),
+        ("", "", "unlimited", {"services", "logins"}),
+    ],
+)
+def test_memlock(machine: Machine, systemd: str, login: str, required: str, failing: set[str]) -> None:
+    machine.answers.update(systemctl=(0, f"{systemd}\n"), runuser=(0, f"{login}\n"))
+    checks = machine.checks({"memlock": required}, rails=())
+    assert {check["subject"] for check in checks if not check["ok"]} == failing
+
+
+def test_a_limit_that_cannot_be_asked_for(machine: Machine) -> None:
+    machine.answers.update(systemctl=(1, "Failed to connect to bus"), runuser=(0, "unlimited\n"))
+    services, logins = machine.checks({"memlock": "unlimited"}, rails=())
+    assert services["measured"] == "could not be checked: Failed to connect to bus"
+    assert (services["ok"], logins["ok"]) == (False, True)
 
 
 def call(tmp_path: Path, config: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -361,6 +361,33 @@ def acs(machine: Nic, *, apply: bool) -> Check:
     return check("acs", "PCI bridges", measured, "off", ok=not on, hint=hint)
 
 
+def kibibytes(limit: str) -> str:
+    """A limit of systemd, in bytes, as a login shell tells it."""
+    return "unlimited" if limit == "infinity" else str(int(limit) // 1024) if limit.isdigit() else limit
+
+
+def memlock(machine: Nic, required: str) -> list[Check]:
+    """How much memory services and logins may lock: what RDMA registers is locked."""
+    asked = {
+        "services": ("systemctl", "show", "--property=DefaultLimitMEMLOCK", "--value"),
+        # By way of PAM, as a login is.
+        "logins": ("runuser", "root", "-s", "/bin/sh", "-c", "ulimit -H -l"),
+    }
+    checks = []
+    for subject, command in asked.items():
+        try:
+            code, output = machine.run(*command)
+            limit = output.strip()
+            measured = kibibytes(limit) if subject == "services" else limit
+            if code != 0:
+                measured = f"could not be checked: {last_line(output)}"
+        except Trouble as why:
+            measured = f"could not be checked: {why}"
+        hint = "Run this playbook again; what runs already keeps its limit until it is started anew."
+        checks.append(check("memlock", subject, measured, required, ok=measured == required, hint=hint))
+    return checks
+
+
 def wait_for(nics: list[Nic], seconds: float, *, rdma: bool) -> None:
     """Until udev has named the interfaces and the driver made the RDMA devices, or the time is over."""
 
@@ -408,6 +435,8 @@ def work(config: dict[str, Any], machine: Nic, *, apply: bool) -> list[Check]:
         ]
     if declared.get("acs_off"):
         checks.append(acs(machine, apply=apply))
+    if declared.get("memlock"):
+        checks += memlock(machine, str(declared["memlock"]))
     return checks
 
 

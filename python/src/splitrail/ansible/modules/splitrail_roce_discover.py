@@ -38,6 +38,8 @@ EXAMPLES = r"""
 RETURN = r"""
 nics: {description: Every RDMA NIC., type: list, elements: dict, returned: always}
 rails: {description: The rails with the PCI addresses found., type: list, elements: dict, returned: always}
+places: {description: "Rails whose NIC sits on PCI: C(name), C(pci).", type: list, elements: dict,
+         returned: always}
 checks: {description: The findings., type: list, elements: dict, returned: always}
 seconds: {description: How long it took., type: float, returned: always}
 """
@@ -272,6 +274,16 @@ def resolve(
     return numbered, checks
 
 
+def places(rails: list[dict[str, Any]], sysfs: Path) -> list[dict[str, str]]:
+    """Where each rail's NIC sits; an empty address for one that is not there, or not on PCI."""
+    by_mac: dict[str, str] = {}
+    for netdev in sorted((sysfs / "class/net").glob("*")):
+        pci = pci_of(netdev / "device")
+        if pci is not None:
+            by_mac.setdefault(text(netdev / "address"), pci.name)
+    return [{"name": rail["name"], "pci": rail["pci"] or by_mac.get(rail["mac"], "")} for rail in rails]
+
+
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleModule(
@@ -291,6 +303,7 @@ def main() -> None:
         changed=False,
         nics=[asdict(nic) for nic in nics],
         rails=rails,
+        places=places(rails, sysfs),
         checks=checks,
         seconds=round(time.monotonic() - started, 1),
     )

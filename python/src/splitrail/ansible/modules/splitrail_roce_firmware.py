@@ -26,7 +26,8 @@ description:
   - A value that is set for the next boot waits for a reboot, which is not made here. One that did not take at
     a boot is not set again; the check says so.
 options:
-  nics: {description: "Rails with C(name) and C(pci).", type: list, elements: dict, required: true}
+  nics: {description: "Rails with C(name) and C(pci), which is empty where there is none.", type: list,
+         elements: dict, required: true}
   keys: {description: "Values of keys that every card must have; of a port as C(..._P1).", type: dict,
          required: true}
   where_present: {description: Values of keys that some cards lack., type: dict, default: {}}
@@ -147,7 +148,7 @@ class Card:
 def cards_of(nics: list[dict[str, Any]]) -> list[Card]:
     """The cards of the rails. Function N of a card is its port N+1."""
     cards: dict[str, Card] = {}
-    for nic in sorted(nics, key=lambda nic: str(nic["pci"])):
+    for nic in sorted((nic for nic in nics if nic["pci"]), key=lambda nic: str(nic["pci"])):
         name, _, function = nic["pci"].rpartition(".")
         cards.setdefault(name, Card(nic["pci"])).rails[int(function) + 1] = nic["name"]
     return list(cards.values())
@@ -247,6 +248,17 @@ class Firmware:
         return made
 
 
+def elsewhere(nics: list[dict[str, Any]], keys: dict[str, int]) -> list[Check]:
+    """The checks of rails whose NIC is no PCI device, or is not there."""
+    hint = "Look for the NIC with `lspci -D`; a NIC without firmware keys wants none in roce_nic_firmware."
+    return [
+        unmade(CHECK, f"{nic['name']} {key}", "no PCI device", number, hint=hint)
+        for nic in nics
+        if not nic["pci"]
+        for key, number in keys.items()
+    ]
+
+
 def failed_before(remembered: Any, number: int, boot: str) -> bool:
     """Whether the value was set in an earlier boot; what has taken effect is not remembered any more."""
     return bool(remembered and remembered["value"] == number and remembered["boot"] != boot)
@@ -339,6 +351,7 @@ def main() -> None:
         save(remember, firmware.memory)
     only = frozenset(optional) - frozenset(module.params["keys"])
     checks = [made for card in cards for made in firmware.checks(card, keys, only)]
+    checks += elsewhere(module.params["nics"], {key: keys[key] for key in keys if key not in only})
     module.exit_json(
         changed=changed,
         checks=checks,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ options:
   sysctl: {description: Settings under C(net.ipv4.conf) of each rail., type: dict, required: true}
   state: {description: Whether to change anything., type: str, choices: [applied, measured], default: applied}
   reload: {description: Whether files of systemd-networkd have changed., type: bool, default: false}
+  sysfs: {description: Where the kernel shows its devices., type: path, default: /sys}
   timeout_s: {description: Longest wait for systemd-networkd in seconds., type: int, default: 15}
 author: The splitrail authors
 """
@@ -44,12 +46,14 @@ EXAMPLES = r"""
 RETURN = r"""
 checks: {description: The findings., type: list, elements: dict, returned: always}
 missing: {description: Rails whose NIC is not in the node., type: list, elements: str, returned: always}
+renamed: {description: Rails whose NIC has another name., type: list, elements: str, returned: always}
 seconds: {description: How long it took., type: float, returned: always}
 """
 
 Rail = dict[str, Any]
 Check = dict[str, Any]
 
+BDF = re.compile(r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")
 # What systemd-networkd can set right; a name or a link without carrier it cannot.
 NETWORKD = ("roce_nic.mtu", "roce_nic.address", "roce_nic.rule", "roce_nic.route")
 SYSCTL = "roce_nic.sysctl"
@@ -75,6 +79,7 @@ class Node:
     """Where readings come from and changes go to; the tests put files and answers of their own in place."""
 
     root: Path = Path("/")
+    sysfs: Path | None = None  # below the root, where not told
     run: Callable[..., str] = run
     links: dict[str, dict[str, Any]] = field(default_factory=dict)
     rules: list[dict[str, Any]] = field(default_factory=list)
@@ -96,8 +101,12 @@ class Node:
 
     def pci(self, name: str) -> str:
         """The PCI address of an interface's device; empty when it has none."""
-        device = self.root / "sys/class/net" / name / "device"
-        return device.resolve().name if device.exists() else ""
+        device = (self.sysfs or self.root / "sys") / "class/net" / name / "device"
+        if not device.exists():
+            return ""
+        real = device.resolve()
+        # A virtio NIC has a device of its own below the one of PCI.
+        return next((path.name for path in (real, *real.parents) if BDF.match(path.name)), "")
 
     def mac(self, name: str) -> str:
         """The address burnt into the NIC where the driver tells it, else the one in use."""
@@ -248,11 +257,12 @@ def main() -> None:
             "state": {"type": "str", "choices": ["applied", "measured"], "default": "applied"},
             "reload": {"type": "bool", "default": False},
             "timeout_s": {"type": "int", "default": 15},
+            "sysfs": {"type": "path", "default": "/sys"},
         },
         supports_check_mode=True,
     )
     wanted = module.params
-    node = Node()
+    node = Node(sysfs=Path(wanted["sysfs"]))
     started = time.monotonic()
     changed = False
     try:
@@ -265,8 +275,9 @@ def main() -> None:
     except Unreadable as error:
         module.fail_json(msg=f"the rails cannot be configured: {error}")
     missing = [rail["name"] for rail in wanted["rails"] if not node.owner(rail)]
+    renamed = [rail["name"] for rail in wanted["rails"] if node.owner(rail) not in {"", rail["name"]}]
     seconds = round(time.monotonic() - started, 1)
-    module.exit_json(changed=changed, checks=checks, missing=missing, seconds=seconds)
+    module.exit_json(changed=changed, checks=checks, missing=missing, renamed=renamed, seconds=seconds)
 
 
 if __name__ == "__main__":
