@@ -43,7 +43,7 @@ def test_select(listing: dict[str, Any]) -> None:
     ("values", "said"),
     [
         ({"lab_name": "Too_Long_A_Name"}, "lab_name: .*'Too_Long_A_Name'.*up to 12 of a-z"),
-        ({"lab_kind": "cloud"}, "lab_kind: .*'cloud'.*set it to `container`"),
+        ({"lab_kind": "cloud"}, "lab_kind: .*'cloud'.*set it to `container` or `vm`"),
         ({"lab_network": "10.66.0.0/33"}, "lab_network: .*such as 10.87.0.0/24"),
         ({"lab_network": "10.66.0.5/24"}, "lab_network: .*such as 10.87.0.0/24"),
         ({"lab_network": "8.8.8.0/24"}, "lab_network: .*not a private network"),
@@ -70,6 +70,47 @@ def test_select(listing: dict[str, Any]) -> None:
 def test_bad_values_name_key_and_cure(listing: dict[str, Any], values: dict[str, Any], said: str) -> None:
     with pytest.raises(LabError, match=rf"hosts\.yml: {said}"):
         parse(INVENTORY, every(listing, **values))
+
+
+def as_vms(listing: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """The same lab of VMs."""
+    for host in listing["_meta"]["hostvars"].values():
+        del host["lab_mounts"]
+    return every(listing, lab_kind="vm", **values)
+
+
+def test_good_lab_of_vms(listing: dict[str, Any]) -> None:
+    lab = parse(INVENTORY, as_vms(listing))
+    assert (lab.kind, lab.memory_mib, lab.cpus, lab.rails, lab.rail_bridges) == ("vm", 1536, 1, 0, ())
+    # A template's value is text.
+    lab = parse(INVENTORY, every(listing, lab_memory_mib=2048, lab_cpus=2, lab_rails="{{ 1 + 7 }}"))
+    assert (lab.memory_mib, lab.cpus, lab.rails) == (2048, 2, 8)
+    assert lab.rail_bridges[:2] == ("sr-try.r0", "sr-try.r1")
+    longest = parse(INVENTORY, every(listing, lab_name="a23456789"))
+    assert max(len(name) for name in longest.rail_bridges) == 15
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lab_memory_mib": 100}, "lab_memory_mib: .*got 100.*a size in MiB from 512 on"),
+        ({"lab_cpus": 0}, "lab_cpus: .*a number of processors from 1 to 64"),
+        ({"lab_rails": 9}, "lab_rails: .*got 9.*from 0 to 8"),
+        ({"lab_rails": -1}, "lab_rails: .*from 0 to 8"),
+        ({"lab_shm_gib": 4}, "lab_shm_gib is for lab_kind `container` only, and this one is `vm`; remove it"),
+        ({"lab_mounts": []}, "lab_mounts is for lab_kind `container` only"),
+        ({"lab_name": "a234567890"}, "lab_name of a lab of VMs has up to 9 characters"),
+    ],
+)
+def test_bad_values_of_a_lab_of_vms(listing: dict[str, Any], values: dict[str, Any], said: str) -> None:
+    with pytest.raises(LabError, match=rf"hosts\.yml: {said}"):
+        parse(INVENTORY, as_vms(listing, **values))
+
+
+@pytest.mark.parametrize(("key", "value"), [("lab_memory_mib", 1536), ("lab_cpus", 1), ("lab_rails", 1)])
+def test_keys_of_vms_are_refused_for_containers(listing: dict[str, Any], key: str, value: int) -> None:
+    with pytest.raises(LabError, match=f"{key} is for lab_kind `vm` only, and this one is `container`"):
+        parse(INVENTORY, every(listing, **{key: value}))
 
 
 def test_missing_key(listing: dict[str, Any]) -> None:
@@ -99,7 +140,9 @@ def test_no_hosts_and_no_inventory(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
-def test_the_projects_own_inventory_is_good() -> None:
+def test_the_projects_own_inventories_are_good() -> None:
+    fabric = load(Path(__file__).parents[3] / "inventories/lab-fabric")
+    assert (fabric.kind, fabric.rails, len(fabric.nodes)) == ("vm", 2, 4)
     lab = load(Path(__file__).parents[3] / "inventories/lab")
     assert {"head", "prefill", "decode"} <= {group for node in lab.nodes for group in node.groups}
     assert lab.key == Path(__file__).parents[3] / ".lab" / lab.name / "id_ed25519"

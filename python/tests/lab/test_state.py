@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,20 @@ def test_claims(tmp_path: Path, listing: dict[str, Any], monkeypatch: pytest.Mon
         state.claim(_lab(listing, lab_network="10.66.0.0/16"))
     with pytest.raises(LabError, match="another inventory's lab is called `try`"):
         state.claim(_lab(listing, lab_network="10.66.0.0/24", ansible_ssh_private_key_file="/elsewhere/key"))
+
+
+def test_a_standing_lab_keeps_its_kind(listing: dict[str, Any], tmp_path: Path) -> None:
+    state = State("try", tmp_path)
+    state.claim(_lab(listing))
+    # One from before there were kinds is of containers.
+    record = state.record() or {}
+    del record["kind"]
+    (state.folder / "lab.json").write_text(json.dumps(record))
+    state.claim(_lab(listing))
+    for host in listing["_meta"]["hostvars"].values():
+        del host["lab_mounts"]
+    with pytest.raises(LabError, match=r"lab_kind is vm, and the lab's nodes are of another kind.*lab down"):
+        state.claim(_lab(listing, lab_kind="vm"))
 
 
 @pytest.mark.parametrize("value", ["relative", "/with:colon", "/with,comma"])

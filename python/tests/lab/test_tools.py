@@ -30,3 +30,19 @@ def test_all_missing_packages_in_one_message(
     host = module.LabHost(lab, Reporter(Console(file=io.StringIO())))
     with pytest.raises(LabError, match=r"lacks programs; run: apt-get install nftables systemd-container$"):
         host.up(lab.nodes)
+
+
+def test_vms_need_other_programs(
+    tmp_path: Path, listing: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    which = shutil.which
+    monkeypatch.setattr(
+        shutil, "which", lambda name, path: None if name == "qemu-img" else which("true", path=path)
+    )
+    monkeypatch.setattr(module, "locked", lambda name, waiting: state.locked(name, waiting, tmp_path))
+    for host in listing["_meta"]["hostvars"].values():
+        del host["lab_mounts"]
+        host["lab_kind"] = "vm"
+    lab = parse(Path("/srv/try/hosts.yml"), listing)
+    with pytest.raises(LabError, match=r"lacks programs; run: apt-get install qemu-utils$"):
+        module.LabHost(lab, Reporter(Console(file=io.StringIO()))).up(lab.nodes)

@@ -130,7 +130,7 @@ def link(
     inventory: Inventory = _DEFAULT,
 ) -> None:
     """Inject a fault of a rail's cable (both directions), heal it, or show every cable's state. VMs only."""
-    with _lab(inventory, root=action is not Link.show) as (lab, host):
+    with _lab(inventory, root=True) as (lab, host):
         if not (rail == "all" or rail.isdigit()):
             raise LabError(f"no rail `{rail}`; give its number, or `all`")
         number = None if rail == "all" else int(rail)
