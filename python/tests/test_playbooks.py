@@ -53,7 +53,7 @@ def test_every_verb_of_the_site_has_its_playbook() -> None:
     ]
     assert imported == [
         f"playbooks/{verb}.yml"
-        for verb in ("preflight", "provision", "fabric", "image", "cluster", "serve", "smoke")
+        for verb in ("preflight", "provision", "fabric", "image", "validate", "cluster", "serve", "smoke")
     ]
     for playbook in imported:
         assert (ROOT / playbook).is_file(), f"{playbook} is missing"

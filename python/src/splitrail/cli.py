@@ -16,6 +16,7 @@ from rich.text import Text
 from splitrail.fabric.cli import app as fabric_app
 from splitrail.lab.cli import app as lab_app
 from splitrail.project import Project, ProjectError
+from splitrail.proof import ProofError, check_reason
 from splitrail.release_cli import app as release_app
 from splitrail.render import INDEX, RenderError, render
 from splitrail.run import status as run_status
@@ -53,10 +54,21 @@ Tags = Annotated[list[str] | None, typer.Option("--tags", help="Only tasks with 
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the last run of this inventory that did not end ok.")
 ]
+Waive = Annotated[
+    str | None,
+    typer.Option(
+        "--waive",
+        help="Start without a proof of the fabric, for this reason in words. It goes into the run record.",
+    ),
+]
 Verbose = Annotated[int, typer.Option("-v", count=True, help="Show Ansible's own output; more with -vv.")]
 
 VERBS = {
     "up": ("site.yml", "The whole bring-up: from bare hosts to proven serving."),
+    "validate": (
+        "playbooks/validate.yml",
+        "Prove the transport through the image's own UCX and NIXL.",
+    ),
     "serve": ("playbooks/serve.yml", "Deploy what the topology says."),
     "smoke": ("playbooks/smoke.yml", "Prove that serving answers right, and that KV caches really move."),
     "down": ("playbooks/down.yml", "Stop serving and Ray."),
@@ -73,6 +85,7 @@ def _verb_command(verb: str, playbook: str) -> Callable[..., None]:
         extra_vars: ExtraVars = None,
         tags: Tags = None,
         resume: Resume = False,
+        waive: Waive = None,
         verbose: Verbose = 0,
     ) -> None:
         console = _console(as_json)
@@ -81,7 +94,7 @@ def _verb_command(verb: str, playbook: str) -> Callable[..., None]:
             options = Options(
                 inventory=project.inventory(inventory),
                 limit=limit,
-                extra_vars=tuple(extra_vars or ()),
+                extra_vars=(*(extra_vars or ()), *_waiver(waive)),
                 tags=tuple(tag.strip() for given in tags or () for tag in given.split(",")),
                 check=check,
                 verbosity=verbose,
@@ -198,6 +211,16 @@ def show_serving(console: Console, serving: dict[str, Any]) -> None:
         for node in serving["nodes"]
     ]
     console.print(Text(f"nodes: {', '.join(nodes) or 'none'}"), soft_wrap=True)
+
+
+def _waiver(reason: str | None) -> list[str]:
+    """The variable that carries a waiver to the roles. Raises CannotRun for a reason that is none."""
+    if reason is None:
+        return []
+    try:
+        return [json.dumps({"fabric_waiver": check_reason(reason)})]
+    except ProofError as error:
+        raise CannotRun(f"--waive: {error}") from error
 
 
 def _could_not_run(command: str, error: Exception, *, as_json: bool) -> typer.Exit:

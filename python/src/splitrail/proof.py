@@ -293,18 +293,23 @@ def _same(
         )
 
 
-def waive(run_dir: Path, reason: str, *, what: str, host: str, refused: Sequence[Check]) -> list[Check]:
-    """Put a waiver into the run record, and what it lets pass as findings that say so.
-
-    Raises ProofError for a reason that is none.
-    """
+def check_reason(reason: str) -> str:
+    """The reason of a waiver in one line. Raises ProofError for one that is none."""
     words = reason.split()
     if len(words) < WAIVER_WORDS:
         raise ProofError(
             f"a waiver needs its reason in words, at least {WAIVER_WORDS}, got {reason!r}: "
             "write why serving without a proof is right here"
         )
-    text = " ".join(words)
+    return " ".join(words)
+
+
+def waive(run_dir: Path, reason: str, *, what: str, host: str, refused: Sequence[Check]) -> list[Check]:
+    """Put a waiver into the run record, and what it lets pass as findings that say so.
+
+    Raises ProofError for a reason that is none.
+    """
+    text = check_reason(reason)
     # Two folders deep as verdicts are, which also refuses names that would leave the record.
     path = run_dir / "waivers" / verdict_file(run_dir, what, host).relative_to(run_dir / "verdicts")
     write_json(

@@ -188,6 +188,8 @@ def summarize(report: Report, console: Console) -> None:
             say(f"    {hint}")
     if run.error:
         say(run.error, "red")
+    for waiver in run.waivers:
+        say(f"WAIVED: {waiver}", "bold red")
     if run.ended is not None:
         word = {OK: "ok", FAILED: "failed", COULD_NOT_RUN: "could not run", INTERRUPTED: "interrupted"}
         seconds = (run.ended - run.started).total_seconds()

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from splitrail.proof import waived
 from splitrail.run import record
 from splitrail.verdict import VerdictError, load_run_verdict, write_json
 
@@ -147,6 +148,7 @@ class Recorder:
         self.run.state = state
         self.run.ended = datetime.now(UTC)
         self.run.hosts = sorted(self._hosts)
+        self.run.waivers = waived(self.folder)
         if self.run.failures:
             first = min(failure.play for failure in self.run.failures)
             self.run.failed_play = self.run.plays[first].name if 0 <= first < len(self.run.plays) else None

@@ -85,6 +85,9 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible ships no ty
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         self._write(lambda recorder: recorder.end(failed=list(stats.failures), unreachable=list(stats.dark)))
+        # Last, and as an error: whoever reads the end of the run must not take it for a proven one.
+        for line in self._recorder.run.waivers if self._recorder else []:
+            self._display.error(f"WAIVED: {line}")
 
     def _begin(self, root: Path, playbook: str) -> None:
         options = context.CLIARGS
