@@ -14,7 +14,7 @@ RAILS = {
     "rail0": ("10.30.0.0/31", "10.30.0.1", "0000:0c:00.0"),
     "rail1": ("10.30.1.2/31", "10.30.1.3", "0000:8c:00.0"),
 }
-# At the end its cable is pulled, its PFC off and a value of its firmware another; rail0 was spoilt and mended.
+# At the end its cable is pulled, its PFC off, a value of its firmware another; rail0 was spoilt and mended.
 EACH = pytest.mark.parametrize("rail", ["rail0", pytest.param("rail1", marks=pytest.mark.broken)])
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-# `setpci` only where the machine's PCI devices do not keep what the real one writes.
-TOOLS = ("mstconfig", "mlnx_qos", "cma_roce_tos")
+TOOLS = ("mstconfig", "mlnx_qos", "cma_roce_tos", "setpci")
 # A folder of their own on the module path: they travel as the package that they are part of here.
 FOLDER = "usr/local/lib/splitrail-standins"
 PACKAGE = "splitrail/lab/standins"

@@ -1,13 +1,19 @@
-"""Stand-in for setpci, for the two registers that roce_nic sets: a boot leaves them as a BIOS does."""
+"""Stand-in for setpci, for the two registers that roce_nic sets: a boot leaves them as a BIOS does.
+
+On a machine with PCI devices of its own it stands in for one register only, which emulated devices do not
+keep; all else is left to the real program.
+"""
 
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 from splitrail.lab.standins import standin
 
+REAL = "/usr/bin/setpci"
 # Register: what a boot leaves there, and which devices have it: all, or bridges only.
 REGISTERS = {
     "CAP_EXP+8.w": (0x2936, "", "Capability 0010"),
@@ -21,6 +27,8 @@ def main(arguments: list[str]) -> int:  # noqa: PLR0911  # one a complaint
         print("Usage: setpci [<options>] (<device>+ <reg>[=<values>]*)*", file=sys.stderr)
         return 1
     slot, (register, _, given) = arguments[1], arguments[2].partition("=")
+    if standin.config()["sysfs"] == "/sys" and register != "CAP_EXP+8.w" and Path(REAL).exists():
+        return subprocess.run([REAL, *arguments], check=False).returncode
     device = Path(standin.config()["sysfs"]) / "bus/pci/devices" / slot
     if not device.exists():
         print('setpci: Warning: No devices selected for "' + register + '".', file=sys.stderr)
