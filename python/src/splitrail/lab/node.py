@@ -34,6 +34,8 @@ class NodeKind(ABC):
 
     #: Programs that must be on this host, each with the Debian and Ubuntu package that brings it.
     tools: ClassVar[Mapping[str, str]]
+    #: What prints, on a node, how many KiB its processes take.
+    memory: ClassVar[str]
 
     @abstractmethod
     def prepare(self) -> None:

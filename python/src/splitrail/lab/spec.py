@@ -172,6 +172,11 @@ class Lab(BaseModel):
         return 2 if self.kind == "container" else 15
 
     @property
+    def status_seconds(self) -> int:
+        """How long a node may take to say how it is."""
+        return 15 if self.kind == "container" else 60
+
+    @property
     def known_hosts(self) -> Path:
         """The file that holds the nodes' host keys."""
         return self.key.with_name("known_hosts")

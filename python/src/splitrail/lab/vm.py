@@ -41,6 +41,8 @@ class VirtualMachines(NodeKind):
         "ssh-keygen": "openssh-client",
     }
 
+    memory: ClassVar[str] = "awk '/^MemTotal:/ { s = $2 } /^MemAvailable:/ { print s - $2 }' /proc/meminfo"
+
     def __init__(self, lab: Lab, state: State, reporter: Reporter) -> None:
         self._lab = lab
         self._state = state
