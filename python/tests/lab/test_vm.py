@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def test_what_is_not_there_is_named(listing: dict[str, Any], tmp_path: Path) -> 
         kind.restore(node, "clean")
     with pytest.raises(LabError, match="n1 is off, and a snapshot is of a running node"):
         kind.save(node, "clean")
+
+
+def test_a_qemu_that_leaves_is_told_in_its_own_words(listing: dict[str, Any], tmp_path: Path) -> None:
+    for host in listing["_meta"]["hostvars"].values():
+        del host["lab_mounts"]
+        host["lab_kind"] = "vm"
+    lab = parse(Path("/srv/try/hosts.yml"), listing)
+    kind = VirtualMachines(lab, State("try", tmp_path), Reporter(Console(file=io.StringIO())))
+    (tmp_path / "try/n1").mkdir(parents=True)
+    (tmp_path / "try/n1/qemu.log").write_text("qemu-system-x86_64: Snapshot 'a' does not exist\n")
+    began = time.monotonic()
+    with pytest.raises(LabError, match=r"n1: QEMU did not start: .*Snapshot 'a' does not exist"):
+        kind._await("n1")
+    assert time.monotonic() - began < 5
 
 
 def test_where_systemd_runs_the_host_a_node_is_a_unit() -> None:

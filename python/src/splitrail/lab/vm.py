@@ -231,25 +231,18 @@ class VirtualMachines(NodeKind):
 
     def _await(self, name: str) -> None:
         """Wait until the node's QEMU answers; reading a snapshot's memory comes before that."""
-        path = qemu.socket(self._state.node(name))
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            if path.exists():
-                with_error = None
-                try:
-                    with self._monitor(name) as opened:
-                        opened.execute("query-status")
-                    return
-                except LabError as error:
-                    with_error = error
-                if not self.is_on(name):
-                    raise LabError(f"{name}: {self._said(name)}") from with_error
+        error: LabError | None = None
+        while self.is_on(name) and time.monotonic() < deadline:
+            try:
+                with self._monitor(name) as opened:
+                    opened.execute("query-status")
+                return
+            except LabError as failed:
+                error = failed
             time.sleep(0.1)
-        raise LabError(f"{name}: {self._said(name)}")
-
-    def _said(self, name: str) -> str:
         said = last_lines(self._state.node(name) / "qemu.log", 5)
-        return "QEMU did not start: " + ("; ".join(said) or "it printed nothing")
+        raise LabError(f"{name}: QEMU did not start: {'; '.join(said) or 'it printed nothing'}") from error
 
     def power_off(self, name: str) -> None:
         """See NodeKind."""
@@ -293,7 +286,8 @@ class VirtualMachines(NodeKind):
             for each in known if rail is None else [rail]:
                 wanted = cable.changed(wanted, each, action, value)
             cable.declare(folder, wanted)
-            self._connect(node, cable.faults(folder))
+            if self.is_on(node.name):  # else they come with its power
+                self._connect(node, cable.faults(folder))
             known = wanted
         return {each: fault.words(each) for each, fault in known.items()}
 
@@ -301,9 +295,8 @@ class VirtualMachines(NodeKind):
         """Put the node's cables where they belong, with the faults that are declared."""
         cable.plug(self._lab, node.name, faults)
         cable.lose(self._lab, {name: self._state.node(name) for name in self._state.nodes()})
-        if self.is_on(node.name):
-            with self._monitor(node.name) as opened:
-                self._carry(opened, faults)
+        with self._monitor(node.name) as opened:
+            self._carry(opened, faults)
 
     def _carry(self, opened: Monitor, faults: dict[int, cable.Fault]) -> None:
         """Give each rail's NIC its carrier, or take it away."""
