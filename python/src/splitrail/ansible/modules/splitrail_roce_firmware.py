@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -343,10 +344,12 @@ def main() -> None:
         for card in cards:
             card.trouble = "neither mstconfig (package mstflint) nor mlxconfig is installed"
     changed = False
-    for card in cards if tool else []:
-        firmware.query(card)
-        if module.params["state"] == "applied":
-            changed |= firmware.apply(card, keys, pretend=module.check_mode)
+    if tool and keys:
+        # A full query takes a card some seconds; cards answer side by side.
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(pool.map(firmware.query, cards))
+    for card in cards if tool and keys and module.params["state"] == "applied" else []:
+        changed |= firmware.apply(card, keys, pretend=module.check_mode)
     if module.params["state"] == "applied" and not module.check_mode:
         save(remember, firmware.memory)
     only = frozenset(optional) - frozenset(module.params["keys"])
