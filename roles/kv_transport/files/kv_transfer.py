@@ -153,6 +153,11 @@ def counters() -> Json:
     return {"rdma": rdma, "net": net, "tcp_segments": int(dict(zip(names, values, strict=True))["InSegs"])}
 
 
+def flush() -> None:
+    """Write what the libraries' own standard output, of C, still holds; it is buffered where it is a file."""
+    ctypes.CDLL(None).fflush(None)
+
+
 class Node:
     """This node's ends, and the answers to what it is asked over TCP."""
 
@@ -188,8 +193,10 @@ class Node:
         """Read from the peer named; the log is what UCX wrote meanwhile."""
         given = {"token": self.settings["token"], "ask": "offer", "end": asked["end"]}
         offer = ask(asked["address"], self.settings["port"], given, CONNECT_S)
+        flush()
         start = self.log.stat().st_size
         found = end.read(offer, asked["timeout_s"])
+        flush()
         with self.log.open("rb") as stream:
             stream.seek(start)
             text = stream.read(1 << 20).decode(errors="replace")
