@@ -30,7 +30,6 @@ class Fabric:
         tools.mkdir()
         for name in ("ib_write_bw", "ib_write_lat"):
             tool = tools / name
-            tool.write_text(f"#!/bin/sh\nexec -a {name} {sys.executable} -c 'x' \n")
             tool.write_text(FAKE.read_text().replace("/usr/bin/env python3", sys.executable))
             tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
         self.environment = {
@@ -51,9 +50,14 @@ class Fabric:
                 for counter in ("sent_pkts", "rcvd_seq_err", "out_of_seq_request"):
                     (counters / counter).write_text("0")
                 ports.append(
-                    RailPort(rail=rail, name=f"rail{rail}", device=device, gid_index=1, ip=f"10.0.{rail}.1", soft=True)
-                    .model_copy(update=more)
-                )  # fmt: skip
+                    RailPort(
+                        **{
+                            **{"rail": rail, "name": f"rail{rail}", "device": device, "gid_index": 1},
+                            **{"ip": f"10.0.{rail}.1", "soft": True},
+                            **more,
+                        }
+                    )
+                )
             made.append(Node(name=name, address="127.0.0.1", boot_id="boot", rails=ports))
         return made
 
@@ -73,7 +77,7 @@ class Fabric:
         return agent
 
     def mesh(self, nodes: list[Node], run: str = "run", **settings: Any) -> Mesh:
-        given = Settings(**{"timeout_s": 3, "port": 23000, **settings})
+        given = Settings(**{"timeout_s": 15, "port": 23000, **settings})
         return Mesh(nodes, given, self.open, Journal(self.folder / run))
 
     def measure(self, nodes: list[Node], **settings: Any) -> Result:

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """Stands in for ib_write_bw and ib_write_lat in the tests: a server that listens, a client that connects.
 
-What a link carries is read from the file named by FAKE_FABRIC: {"DEVICE PORT-OWNER": ...} is not needed, as a client
-knows its own device and its peer's port. Keys are "DEVICE" or "DEVICE>PEER-DEVICE" of the client's and the server's
-device, values {"gbps", "us", "error", "hang", "garbage"}; what is not named is healthy. Counters of both devices move
-in the sysfs below FAKE_ROOT, by what went through and "lost".
+What a link carries is read from the file named by FAKE_FABRIC. Keys are "DEVICE" or "DEVICE>PEER-DEVICE" of
+the client's and the server's device, values {"gbps", "us", "error", "hang", "garbage", "lost", "uncounted",
+"bind"}; what is not named is healthy. Counters of the client's device move in the sysfs below FAKE_ROOT.
 """
 
 import json

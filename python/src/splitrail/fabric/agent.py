@@ -94,6 +94,8 @@ def reading(kind: str, file: str, text: str) -> Json:
     """What a client measured: Gb/s or us, how much went through, and the MTU. Raises AgentError."""
     found = {**parse_text(kind, text), **parse_json(file)}
     value = found.get("BW_average") if kind == "bw" else found.get("t_typical", found.get("t_avg"))
+    if found.get("n_iterations") == 0:
+        raise AgentError("nothing went through")
     if value is None or not 0 < value < float("inf"):
         raise AgentError(f"perftest gave no figure: {complaint(text)}")
     made: Json = {
@@ -436,14 +438,7 @@ def wiring(node: str, run: str, rails: list[Json], seconds: float) -> Json:
     errors: dict[str, str] = {}
     ports: dict[int, tuple[socket.socket, Json]] = {}
     try:
-        # One socket a protocol, so that the kernel sorts out whatever else a busy rail carries.
-        for rail, protocol in ((rail, protocol) for rail in rails for protocol in (BEACON, ARP)):
-            try:
-                port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
-                ports[port.fileno()] = (port, rail)
-                port.bind((rail["name"], protocol))
-            except OSError as error:
-                errors[str(rail["rail"])] = str(error)
+        ports = _open_rails(rails, errors)
         until, next_shout = time.monotonic() + seconds, 0.0
         while ports and time.monotonic() < until:
             if time.monotonic() >= next_shout:
@@ -457,18 +452,15 @@ def wiring(node: str, run: str, rails: list[Json], seconds: float) -> Json:
             for number in ready:
                 port, rail = ports[number]
                 try:
-                    frame, address = port.recvfrom(2048)
+                    kind, payload = _receive(port)
                 except OSError as error:  # the rail went down
                     errors[str(rail["rail"])] = str(error)
                     continue
-                if address[2] == socket.PACKET_OUTGOING:
-                    continue
-                kind = struct.unpack("!H", frame[12:14])[0]
-                who = heard_beacon(frame[14:], run) if kind == BEACON else None
+                who = heard_beacon(payload, run) if kind == BEACON else None
                 if who and who != (node, int(rail["rail"])):
                     heard[str(rail["rail"])].add(who)
-                elif kind == ARP and arp_answer(frame[14:]):
-                    answered[str(rail["rail"])].add(arp_answer(frame[14:]))
+                elif kind == ARP and arp_answer(payload):
+                    answered[str(rail["rail"])].add(arp_answer(payload))
     finally:
         for port, _ in ports.values():
             port.close()
@@ -477,6 +469,27 @@ def wiring(node: str, run: str, rails: list[Json], seconds: float) -> Json:
         "answered": {rail: sorted(who) for rail, who in answered.items()},
         "errors": errors,
     }
+
+
+def _open_rails(rails: list[Json], errors: dict[str, str]) -> dict[int, tuple[socket.socket, Json]]:
+    """Two sockets a rail, one a protocol: the kernel sorts out whatever else the rail carries."""
+    ports: dict[int, tuple[socket.socket, Json]] = {}
+    for rail, protocol in ((rail, protocol) for rail in rails for protocol in (BEACON, ARP)):
+        try:
+            port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+            ports[port.fileno()] = (port, rail)
+            port.bind((rail["name"], protocol))
+        except OSError as error:
+            errors[str(rail["rail"])] = str(error)
+    return ports
+
+
+def _receive(port: socket.socket) -> tuple[int, bytes]:
+    """A frame's EtherType and payload; nothing for what this node sent itself. Raises OSError."""
+    frame, address = port.recvfrom(2048)
+    if address[2] == socket.PACKET_OUTGOING:
+        return 0, b""
+    return struct.unpack("!H", frame[12:14])[0], frame[14:]
 
 
 def _shout(port: socket.socket, mine: bytes, rails: list[Json]) -> None:

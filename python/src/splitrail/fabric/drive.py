@@ -119,6 +119,7 @@ class Agent:
         self._gone = ""
         self._heard = time.monotonic()
         self._closed = threading.Event()
+        self._ended = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
         self._write(AGENT.read_bytes())
         threading.Thread(target=self._watch, daemon=True).start()
@@ -158,7 +159,9 @@ class Agent:
         try:
             self._channel.send(data)
         except OSError as error:
-            self._lose(f"the connection broke: {error}")
+            # The reader knows why, as soon as it has read to the end.
+            if not self._ended.wait(2):
+                self._lose(f"the connection broke: {error}")
 
     def _read(self) -> None:
         try:
@@ -169,6 +172,7 @@ class Agent:
             self._lose(f"the connection broke: {error}")
         if not self._closed.is_set() and not self._gone:
             self._lose(f"the agent ended: {self._channel.complaint().strip()[-300:] or 'without a word'}")
+        self._ended.set()
 
     def _take(self, line: bytes) -> None:
         try:

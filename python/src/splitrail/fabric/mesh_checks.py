@@ -14,8 +14,8 @@ from splitrail.fabric.thresholds import Row, row_of
 
 Check = dict[str, Any]
 
-# What a sender and a receiver count when a packet did not arrive or arrived late: names of mlx5 and of rxe. One
-# lost packet counts at both ends, so the larger of the two sums is taken.
+# What a sender and a receiver count when a packet did not arrive or arrived late: names of mlx5 and of rxe.
+# One lost packet counts at both ends, so the larger of the two sums is taken.
 SENDER = (
     "packet_seq_err",
     "implied_nak_seq_err",
@@ -196,8 +196,9 @@ def _unaccounted(reading: Reading) -> list[Fault]:
 def blame(result: Result, faults: Sequence[Fault]) -> dict[str, list[Fault]]:
     """Each fault under the host that it is the fault of; under both where nothing tells them apart.
 
-    A host that was set aside is to blame. Else it is the end whose share of faulty peers on that rail is larger,
-    and where these are equal the end with more of them on all rails.
+    A host that was set aside is to blame. Else it is the end whose share of faulty peers on that rail is
+    larger; where these are equal the end whose rail failed a node check, then the end with more faulty peers
+    on all rails.
     """
     peers: dict[tuple[str, int], set[str]] = defaultdict(set)
     bad: dict[tuple[str, int], set[str]] = defaultdict(set)
@@ -213,8 +214,11 @@ def blame(result: Result, faults: Sequence[Fault]) -> dict[str, list[Fault]]:
         {node.name: sum(len(bad[node.name, port.rail]) for port in node.rails) for node in result.nodes}
     )
 
-    def guilt(name: str, rail: int) -> tuple[bool, float, int]:
-        return name in result.set_aside, len(bad[name, rail]) / max(1, len(peers[name, rail])), in_all[name]
+    doubtful = {(node.name, port.rail) for node in result.nodes for port in node.rails if port.doubts}
+
+    def guilt(name: str, rail: int) -> tuple[bool, float, bool, int]:
+        share = len(bad[name, rail]) / max(1, len(peers[name, rail]))
+        return name in result.set_aside, share, (name, rail) in doubtful, in_all[name]
 
     found: dict[str, list[Fault]] = defaultdict(list)
     for fault in faults:
@@ -233,16 +237,17 @@ CURES: dict[str, Callable[[str, Fault], str]] = {
         f"firewall on {host} between the nodes."
     ),
     "fabric.bandwidth": lambda host, fault: (
-        f"Look at rail{fault.reading.rail} of {host}: cable and transceiver, PCIe width, PFC and ECN at {host} "
-        "and at its switch port, and what shapes or shares the link."
+        f"Look at rail{fault.reading.rail} of {host}: cable and transceiver, PCIe width, PFC and ECN at "
+        f"{host} and at its switch port, and what shapes or shares the link."
     ),
     "fabric.latency": lambda host, fault: (
         f"Look at rail{fault.reading.rail} of {host}: CPU frequency and C-states, load, and queues at its "
         "switch port."
     ),
     "fabric.loss": lambda host, fault: (
-        f"Look at rail{fault.reading.rail} of {host}: packets are lost and sent again; check PFC and ECN at both "
-        f"ends of its cable, and `ethtool -S rail{fault.reading.rail}` for discards and symbol errors."
+        f"Look at rail{fault.reading.rail} of {host}: packets are lost and sent again; check PFC "
+        f"and ECN at both ends of its cable, and `ethtool -S rail{fault.reading.rail}` for discards "
+        "and symbol errors."
     ),
     "fabric.counted": lambda host, fault: (
         f"Look at what carried the data of rail{fault.reading.rail} of {host}: its RDMA port did not."
@@ -358,18 +363,21 @@ def wiring_checks(nodes: dict[str, Node], found: dict[str, Wiring]) -> dict[str,
     Rails with one common L2 hear each other's beacons. A rail that hears none is judged by its gateway, which
     answers on the rail that it belongs to (routed links of two addresses have nobody else to hear).
     """
-    crossed = _crossed(nodes, found)
+    strays = crossed(nodes, found)
     made: dict[str, list[Check]] = {}
     for name, wiring in found.items():
         made[name] = []
         for port in nodes[name].rails:
             if "fabric.link" in port.faults:
                 continue  # nothing to hear; said by its own check
-            made[name].append(_wire(name, port, nodes[name], wiring, crossed.get((name, port.rail))))
+            peers = [nodes[other].port(port.rail) for other in found if other != name]
+            if not port.gateway and not any(peer and "fabric.link" not in peer.faults for peer in peers):
+                continue  # nobody to hear; said by theirs
+            made[name].append(_wire(name, port, nodes[name], wiring, strays.get((name, port.rail))))
     return made
 
 
-def _wire(name: str, port: RailPort, node: Node, wiring: Wiring, crossed: tuple[int, str] | None) -> Check:
+def _wire(name: str, port: RailPort, node: Node, wiring: Wiring, stray: tuple[int, str] | None) -> Check:
     rail = str(port.rail)
     hint = (
         f"Swap the cables of {name} back, or correct the PCI addresses in its roce_nic_rails: compare with "
@@ -380,9 +388,9 @@ def _wire(name: str, port: RailPort, node: Node, wiring: Wiring, crossed: tuple[
         return check(
             "fabric.wiring", subject, False, wiring.errors[rail], required, hint=f"Bring up {port.name}."
         )
-    if crossed:
+    if stray:
         return check(
-            "fabric.wiring", subject, False, f"wired to rail {crossed[0]}: {crossed[1]}", required, hint=hint
+            "fabric.wiring", subject, False, f"wired to rail {stray[0]}: {stray[1]}", required, hint=hint
         )
     peers = sorted(
         {peer for peer, number in wiring.heard.get(rail, []) if number == port.rail and peer != name}
@@ -409,12 +417,12 @@ def _wire(name: str, port: RailPort, node: Node, wiring: Wiring, crossed: tuple[
     )
 
 
-def _crossed(nodes: dict[str, Node], found: dict[str, Wiring]) -> dict[tuple[str, int], tuple[int, str]]:
+def crossed(nodes: dict[str, Node], found: dict[str, Wiring]) -> dict[tuple[str, int], tuple[int, str]]:
     """Ports that hear other rails than their own, and mostly those: {(node, rail): (rail, whom)}.
 
-    Of two ports that hear each other across rails the one is crossed that hears more of the other rails than of
-    its own, so that one swapped node among many is named and not its peers. Between two nodes nothing tells them
-    apart: both are named.
+    Of two ports that hear each other across rails the one is crossed that hears more of the other rails than
+    of its own, so that one swapped node among many is named and not its peers. Between two nodes nothing
+    tells them apart: both are named.
     """
     made = {}
     for name, wiring in found.items():

@@ -38,7 +38,8 @@ class RailPort(BaseModel):
     dmabuf: bool = False
     firmware: str = ""
     board: str = ""
-    faults: list[str] = Field(default_factory=list)  # failed node checks; a rail with any carries no test
+    faults: list[str] = Field(default_factory=list)  # failed node checks without which no test can be made
+    doubts: list[str] = Field(default_factory=list)  # other failed ones
 
     @property
     def memory(self) -> str:
@@ -80,6 +81,7 @@ class Settings(BaseModel):
     latency_iterations: int = Field(default=1000, ge=5)
     tclass: int | None = None
     port: int = 18515
+    retest: bool = False
     timeout_s: float = Field(default=15.0, gt=0)
 
     def plan(self, nodes: Iterable[str]) -> list[list[Pair]]:
@@ -104,6 +106,7 @@ class Reading(BaseModel):
     target_counters: dict[str, int] = Field(default_factory=dict)
     error: str = ""
     skipped: str = ""  # why it was not tested
+    before: str = ""  # what was found at first, where it was measured once more
 
     def __str__(self) -> str:
         return f"rail{self.rail}, {self.source} -> {self.target}"

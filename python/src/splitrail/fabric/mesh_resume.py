@@ -9,6 +9,7 @@ from pathlib import Path
 
 from splitrail.fabric.mesh_checks import find_faults
 from splitrail.fabric.mesh_data import Journal, MeshError, Node, Reading, Result, Settings
+from splitrail.fabric.schedule import Pair
 from splitrail.fabric.thresholds import Row
 
 MAX_AGE_H = 24.0  # as long as a proof holds by default
@@ -17,7 +18,7 @@ MAX_AGE_H = 24.0  # as long as a proof holds by default
 def known_readings(
     run_dir: Path, settings: Settings, nodes: Sequence[Node], rows: Sequence[Row]
 ) -> tuple[list[Reading], str, str]:
-    """Readings that still hold, the record that they are of, and why there are none in a run that resumes one."""
+    """Readings that still hold, the record that they are of, and why a run that resumes one has none."""
     former = former_journal(run_dir)
     if former is None:
         return [], "", ""
@@ -39,10 +40,23 @@ def healthy(
     kept = list(readings)
     fit = [node for node in nodes if not any(port.faults for port in node.rails)]
     at_fault = {reading.pair for reading in kept if reading.error or reading.skipped}
-    past = Result(cluster="", at="", seconds=0, settings=settings, nodes=list(nodes), readings=kept)
-    at_fault |= {fault.reading.pair for fault in find_faults(past, rows)[0]}
+    at_fault |= {frozenset(pair) for pair in doubtful(kept, settings, nodes, rows)}
     names = {node.name for node in fit}
     return [reading for reading in kept if reading.pair not in at_fault and reading.pair <= names]
+
+
+def doubtful(
+    readings: Iterable[Reading], settings: Settings, nodes: Sequence[Node], rows: Sequence[Row]
+) -> list[Pair]:
+    """The pairs that are under their thresholds, the worst first."""
+    so_far = Result(
+        cluster="", at="", seconds=0, settings=settings, nodes=list(nodes), readings=list(readings)
+    )
+    faults = sorted(find_faults(so_far, rows)[0], key=lambda fault: -fault.badness)
+    found: dict[frozenset[str], Pair] = {}
+    for fault in faults:
+        found.setdefault(fault.reading.pair, (fault.reading.source, fault.reading.target))
+    return list(found.values())
 
 
 def former_journal(run_dir: Path) -> Path | None:

@@ -23,7 +23,7 @@ from splitrail.fabric.thresholds import Row, row_of
 PAGE = "fabric.html"
 WORST = 20
 SLOWEST = 5
-# Names in the cells' corners are readable up to this many nodes; beyond, the figure shows where the pointer is.
+# Figures fit into the cells up to this many nodes; beyond, they show where the pointer is.
 NUMBERED = 16
 QUANTITIES = {"gbps": ("bandwidth", "Gb/s", "RdYlGn"), "us": ("latency", "us", "RdYlGn_r")}
 

@@ -31,7 +31,7 @@ from splitrail.fabric.mesh import Mesh
 from splitrail.fabric.mesh_checks import judge
 from splitrail.fabric.mesh_data import Journal, MeshError, Node, RailPort, Settings
 from splitrail.fabric.mesh_fleet import fleet_checks
-from splitrail.fabric.mesh_resume import known_readings
+from splitrail.fabric.mesh_resume import doubtful, known_readings
 from splitrail.fabric.report import draw
 from splitrail.fabric.thresholds import load as load_thresholds
 
@@ -97,7 +97,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         known, source, why = known_readings(run_dir, settings, nodes, rows)
         if why:
             say(f"mesh: measured from its start: {why}")
-        mesh = Mesh(nodes, settings, open_agent, Journal(run_dir), lambda text: say(f"mesh: {text}"))
+        mesh = Mesh(
+            nodes,
+            settings,
+            open_agent,
+            Journal(run_dir),
+            say=lambda text: say(f"mesh: {text}"),
+            doubtful=lambda readings: doubtful(readings, settings, nodes, rows),
+        )
         made = mesh.run(str(variables.get("inventory_dir") or "").rpartition("/")[2], known, source)
         made.own_thresholds = own_rows
         made.save(run_dir)

@@ -374,8 +374,8 @@ def gpu_checks(node: Node, rails: list[Rail]) -> list[Check]:
             bool(how),
             how or "neither peer memory nor dmabuf",
             "peermem or dmabuf",
-            hint="Install the NIC's driver stack before amdgpu-dkms, so that this is built with peer memory; or boot "
-            f"a kernel with {' and '.join(DMABUF)}.",
+            hint="Install the NIC's driver stack before amdgpu-dkms, so that this has peer memory, or "
+            f"boot a kernel with {' and '.join(DMABUF)}.",
         )
     ]
     for rail in rails:
@@ -411,6 +411,7 @@ def port_of(node: Node, rail: Rail, gpu: str, failed: set[tuple[str, str]]) -> d
         "firmware": read(card / "fw_ver") if device else "",
         "board": read(card / "board_id") if device else "",
         "faults": [vital for vital in VITAL if (vital, name) in failed],
+        "doubts": sorted(made for made, whose in failed if whose == name and made not in VITAL),
     }
 
 
