@@ -3,9 +3,9 @@
 usage: python python/benchmarks/mesh_schedule.py [SECONDS]     default 5: a pair and rail
 
 The real driver measures a fleet of local processes that speak as agents do and answer at once: what is left is
-what the driver costs in each round. The time for the look at the wiring and for the links is then added: every
-round takes SECONDS, because all pairs of a round and all rails of a pair run side by side. A run whose links
-really take a while checks that sum. SSH costs a few round trips more than local processes do: not in here.
+what the driver costs in each round. The time for the look at the wiring and for the links is then added:
+every round takes SECONDS, because all pairs of a round and all rails of a pair run side by side. A run whose
+links really take a while checks that sum. SSH costs a few round trips more than local processes do: not in here.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ def main() -> int:
     count, seconds = CHECKED
     timing = simulate(count, RAILS, seconds)
     took, least = sum(timing.rounds_s), least_s(count, seconds)
+    driver = (took - least) / len(timing.rounds_s)
     console.print(
-        f"check: {count} nodes x {RAILS} rails, links of {seconds} s: {len(timing.rounds_s)} rounds took "
-        f"{took:.1f} s, {least:.1f} s of it the links: {(took - least) / len(timing.rounds_s):.2f} s a round for the driver"
+        f"check: {count} nodes x {RAILS} rails, links of {seconds} s: {len(timing.rounds_s)} rounds in "
+        f"{took:.1f} s, {least:.1f} s of it the links, {driver:.2f} s a round the driver"
     )
     return code
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -76,7 +77,7 @@ def simulate(count: int, rails: int, link_s: float, *, only_rounds: int | None =
         )
         started = monotonic()
         result = mesh.run("simulated")
-    spans = tuple(after - before for before, after in zip(marks, marks[1:], strict=False))
+    spans = tuple(after - before for before, after in pairwise(marks))
     return Timing(result, marks[0] - started, spans)
 
 
