@@ -50,9 +50,8 @@ def _known(table: dict[str, Any]) -> str:
 def _python(release: Release) -> Iterator[str]:
     if release.python_full and not release.python_full.startswith(f"{release.python}."):
         yield (
-            f"python_full: {release.python_full} is no Python {release.python}, for which the wheels "
-            "are chosen: "
-            "make python and python_full agree"
+            f"python_full: {release.python_full} is no Python {release.python}, for which the wheels are "
+            "chosen: make python and python_full agree"
         )
 
 
@@ -80,8 +79,8 @@ def _wheels(release: Release) -> Iterator[str]:
     for name, version in release.image_test.versions.items():
         if name in found and found[name] != version:
             yield (
-                f"image_test.versions.{name}: {version}, but wheels has {name}=={found[name]}: make "
-                "them agree"
+                f"image_test.versions.{name}: {version}, but wheels has {name}=={found[name]}: make them "
+                "agree"
             )
 
 
@@ -106,14 +105,12 @@ def _vllm(release: Release) -> Iterator[str]:
     if not number(wheel["first"]) <= number(plain) <= number(wheel["last"]):
         yield (
             f"vllm: {release.vllm}: wheels of the variant {variant} exist for {wheel['first']} to "
-            f"{wheel['last']} "
-            "only: take one of these, or another variant"
+            f"{wheel['last']} only: take one of these, or another variant"
         )
     if release.python != wheel["python"]:
         yield (
-            f"python: {release.python}: wheels of the variant {variant} exist for Python "
-            f"{wheel['python']} only, and "
-            f"under another one pip takes the CUDA wheel: set python to {wheel['python']}"
+            f"python: {release.python}: wheels of the variant {variant} exist for Python {wheel['python']} "
+            f"only, and under another one pip takes the CUDA wheel: set python to {wheel['python']}"
         )
     if release.rocm not in wheel["rocm"]:
         yield (
@@ -136,9 +133,8 @@ def _ray(release: Release) -> Iterator[str]:
     known = tables()["ray"]["versions"]
     if release.ray not in known:
         yield (
-            f"ray: {release.ray}: it is not known which vLLM goes with it: take one of {_known(known)}, "
-            "or add it "
-            "with its source to compatibility.yml"
+            f"ray: {release.ray}: it is not known which vLLM goes with it: take one of {_known(known)}, or "
+            "add it with its source to compatibility.yml"
         )
         return
     pair = known[release.ray]
@@ -149,15 +145,14 @@ def _ray(release: Release) -> Iterator[str]:
         )
     if "below" in pair and number(release.vllm) >= number(pair["below"]):
         yield (
-            f"vllm: {release.vllm}: Ray {release.ray} was seen to fail beside vLLM {pair['below']}: "
-            "lower vllm or raise ray"
+            f"vllm: {release.vllm}: Ray {release.ray} was seen to fail beside vLLM {pair['below']}: lower "
+            "vllm or raise ray"
         )
     by_wheel = "nixl" in {wheel.partition("==")[0] for wheel in release.wheels}
     # What is built from source counts its versions otherwise.
     if by_wheel and release.nixl is not None and number(release.nixl) < number(pair["nixl"]):
         yield (
-            f"nixl: {release.nixl} is too old for Ray {release.ray}, which takes {pair['nixl']} or "
-            "later: "
+            f"nixl: {release.nixl} is too old for Ray {release.ray}, which takes {pair['nixl']} or later: "
             "raise nixl"
         )
 
@@ -172,9 +167,8 @@ def _rocm(release: Release) -> Iterator[str]:
     known = tables()["rocm"]["versions"]
     if release.rocm not in known:
         yield (
-            f"rocm: {release.rocm}: it is not known which driver goes with it: take one of "
-            f"{_known(known)}, or add "
-            "the pair with its source to compatibility.yml"
+            f"rocm: {release.rocm}: it is not known which driver goes with it: take one of {_known(known)}, "
+            "or add the pair with its source to compatibility.yml"
         )
     elif release.driver != known[release.rocm]["driver"]:
         yield (
@@ -204,17 +198,17 @@ def _host(release: Release) -> Iterator[str]:
         # A mirror may lay its folders out as it likes; AMD's own layout is known.
         if place and place != wanted.get(repository.name, place):
             yield (
-                f"host.repositories.{repository.name}: {repository.url} is not of driver "
-                f"{release.driver} and ROCm "
-                f"{release.rocm}: set it to https://repo.radeon.com/{wanted[repository.name]}"
+                f"host.repositories.{repository.name}: {repository.url} is not of driver {release.driver} "
+                f"and ROCm {release.rocm}: set it to https://repo.radeon.com/{wanted[repository.name]}"
             )
     supported = tables()["kernels"]["rocm"].get(release.rocm.rpartition(".")[0], {})
     for system, series in release.host.kernels.items():
         for kernel in series:
             if kernel not in supported.get(system, []):
                 yield (
-                    f"host.kernels.{system}: {kernel}: AMD does not support it with ROCm {release.rocm}, but "
-                    f"{', '.join(supported.get(system, [])) or 'no kernel of this system'}: correct the list"
+                    f"host.kernels.{system}: {kernel}: AMD does not support it with ROCm {release.rocm}, "
+                    f"but {', '.join(supported.get(system, [])) or 'no kernel of this system'}: correct the "
+                    "list"
                 )
     if "amdgpu" not in {repository.name for repository in release.host.repositories}:
         yield "host.repositories: none is named amdgpu, which has the driver: add it"
@@ -228,9 +222,8 @@ def _base_image(release: Release) -> Iterator[str]:
         yield "base_image.ref is missing: name the image that is pulled"
     if (base.source == "host") == bool(release.containerfile):
         yield (
-            f"containerfile: {release.containerfile!r} with base_image.source {base.source}: an image "
-            "needs a "
-            "template, a host needs none: correct one of them"
+            f"containerfile: {release.containerfile!r} with base_image.source {base.source}: an image needs "
+            "a template, a host needs none: correct one of them"
         )
     tag = re.search(r":(\d+(?:\.\d+)+)-", base.ref)
     if release.rocm and tag and not f"{release.rocm}.".startswith(f"{tag[1]}."):
@@ -239,9 +232,8 @@ def _base_image(release: Release) -> Iterator[str]:
     glibc = tables()["glibc"]["systems"].get(f"ubuntu-{system[1]}") if system else None
     if glibc and release.glibc and int(release.glibc.split("_")[2]) > glibc:
         yield (
-            f"glibc: {release.glibc} is newer than glibc 2.{glibc} of {base.ref}, and a wheel built for "
-            "it does not "
-            f"install there: set it to manylinux_2_{glibc}_x86_64"
+            f"glibc: {release.glibc} is newer than glibc 2.{glibc} of {base.ref}, and a wheel built for it "
+            f"does not install there: set it to manylinux_2_{glibc}_x86_64"
         )
 
 
@@ -271,9 +263,8 @@ def _nixl(release: Release) -> Iterator[str]:
         yield "sources: neither rixl nor nixl: KV caches would have no transport: add one of them"
     elif "rixl" not in release.sources and number(release.vllm) <= number(last):
         yield (
-            f"sources.nixl: vLLM {release.vllm} imports RIXL under the name rixl and knows no other (up "
-            f"to {last}): "
-            "build sources.rixl, or raise vllm"
+            f"sources.nixl: vLLM {release.vllm} imports RIXL under the name rixl and knows no other (up to "
+            f"{last}): build sources.rixl, or raise vllm"
         )
 
 

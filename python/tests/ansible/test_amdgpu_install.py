@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,6 +171,20 @@ def test_what_fails_before_the_installation_installs_nothing(
     assert "install" not in apt.steps
 
 
+def test_what_the_packages_need_may_be_in_the_distributions_index_only() -> None:
+    apt = Apt({"--simulate": Done(100, "", "E: Unmet dependencies: amdgpu-dkms depends on dkms")})
+    refreshed = apt.run
+
+    def run(environment: dict[str, str], *command: str, timeout_s: int = 0) -> Done:
+        if apt.steps.count("update") > 1:
+            apt.script.clear()
+        return refreshed(environment, *command, timeout_s=timeout_s)
+
+    made = Installation(Node(Path("/nothing"), "6.8", {}, run), WANTED, "/x", 1, 1)
+    made.run(made.missing())
+    assert apt.steps == ["update", "--simulate", "update", "--simulate", "--download-only", "install"]
+
+
 def test_every_cure_is_for_something_that_is_tested() -> None:
     assert len(CURES) == 9
 
@@ -189,12 +204,17 @@ def test_a_new_package_that_breaks_is_taken_out_again(tmp_path: Path) -> None:
     log = tmp_path / "var/lib/dkms/amdgpu/2/build/make.log"
     log.parent.mkdir(parents=True)
     log.write_text("CC a.o\nkcl_preempt.h: error: x\nmake: *** [amdgpu.o] Error 1\n")
+    former = tmp_path / "var/lib/dkms/amdgpu/1/build/make.log"
+    former.parent.mkdir(parents=True)
+    former.write_text("of a build long ago\n")
+    os.utime(former, (1, 1))
     apt = Apt({"install": Done(100, "", "dpkg: error processing package amdgpu-dkms (--configure):")})
     apt.installs = lambda: apt.state.update(
         {"amdgpu-dkms": ("2", "half-configured"), "dkms": ("3", "installed")}
     )
     said = fails(apt, tmp_path)
     assert "dpkg: error processing package amdgpu-dkms" in said
+    assert "long ago" not in said
     assert "make.log ends with: CC a.o | kcl_preempt.h: error: x | make: *** [amdgpu.o] Error 1." in said
     assert said.endswith("Taken out again: amdgpu-dkms. dpkg is whole.")
     assert set(apt.state) == {"linux-headers-6.8", "dkms"}

@@ -119,8 +119,8 @@ class Driver:
             for b in here or known
         )
         hint = (
-            f"See /var/lib/dkms/{MODULE}/{version}/build/make.log, then "
-            f"`dkms install --force {MODULE}/{version} -k {kernel}`."
+            f"See /var/lib/dkms/{MODULE}/{version}/build/make.log, then `dkms install --force "
+            f"{MODULE}/{version} -k {kernel}`."
         )
         return check(name, kernel, ok, shown or "no build", required, hint=hint)
 
@@ -139,8 +139,8 @@ class Driver:
             "none": "",
             "needed": "Reboot the host; nothing reboots it unasked (amdgpu_driver_reboot_ok).",
             "vain": "A reboot did not bring it, so another is not asked for. Is an older module in the "
-            "initramfs? "
-            "`update-initramfs -u`, then see which file `modinfo -n amdgpu` names, and reboot by hand.",
+            "initramfs? `update-initramfs -u`, then see which file `modinfo -n amdgpu` names, and reboot "
+            "by hand.",
         }[self.reboot]
         shown = f"srcversion {self.loaded or 'unknown'} loaded"
         return check(name, MODULE, self.reboot == "none", shown, required, hint=hint)

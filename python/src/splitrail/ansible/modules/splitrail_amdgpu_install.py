@@ -60,6 +60,7 @@ class Installation:
         self.wanted = dict(_pair(one) for one in wanted)
         self.sources = sources
         self.timeout_s = timeout_s
+        self.refreshed = False
         self.options = (
             "--yes",
             "--quiet",
@@ -84,14 +85,18 @@ class Installation:
         """Install. Raises Failed."""
         self._refresh(missing)
         self._offered(missing)
-        planned = self.node.ask("apt-get", *self.options, "--simulate", "install", *missing)
+        planned = self._apt("--simulate", "install", *missing)
+        if planned.code and not self.refreshed:
+            # What the packages depend on may be in the distribution's index only, and that one old or empty.
+            self._refresh_all()
+            planned = self._apt("--simulate", "install", *missing)
         self._expect(planned, "APT cannot plan it", "Nothing was changed.")
         fetched = self._apt("--download-only", "install", *missing)
         self._expect(fetched, "the download failed", "Nothing was installed.")
-        before = self.node.packages()
+        before, started = self.node.packages(), time.time()
         done = self._apt("install", *missing)
         if done.code:
-            raise Failed(f"{_why(done)}{self._log()} {self._put_back(before)}")
+            raise Failed(f"{_why(done)}{self._log(started)} {self._put_back(before)}")
         if left := self.missing():
             raise Failed(
                 f"APT reports success, and yet these are not installed as asked for: {', '.join(left)}"
@@ -111,8 +116,12 @@ class Installation:
         done = self.node.ask("apt-get", "--quiet", *own, "update", timeout_s=300)
         self._expect(done, "the repositories' index cannot be read", "Nothing was installed.")
         if not all(self.node.offer(_pair(one)[0]).candidate for one in missing):
-            # The distribution's own, for headers and dkms; what is broken there shows in the next step.
-            self.node.ask("apt-get", "--quiet", "update", timeout_s=300)
+            self._refresh_all()
+
+    def _refresh_all(self) -> None:
+        """The distribution's index too, for headers and dkms; what is broken there shows in the next step."""
+        self.refreshed = True
+        self.node.ask("apt-get", "--quiet", "update", timeout_s=300)
 
     def _offered(self, missing: list[str]) -> None:
         for one in missing:
@@ -121,26 +130,25 @@ class Installation:
             if not offer.candidate:
                 raise Failed(
                     f"no repository of this node offers {name}: see {self.sources} and the node's own "
-                    "mirror. "
-                    "Nothing was installed."
+                    "mirror. Nothing was installed."
                 )
             if version and version not in offer.versions:
                 raise Failed(
-                    f"{name} {version} is not offered, but {', '.join(offer.versions)}: see that "
-                    "repository and "
-                    "release are of one driver, and of this system. Nothing was installed."
+                    f"{name} {version} is not offered, but {', '.join(offer.versions)}: see that repository "
+                    "and release are of one driver, and of this system. Nothing was installed."
                 )
 
     def _expect(self, done: Done, what: str, left: str) -> None:
         if done.code:
             raise Failed(f"{what}: {_why(done)} {left}")
 
-    def _log(self) -> str:
-        """The end of DKMS' newest build log, where a build is what failed."""
-        logs = sorted(
-            (self.node.root / "var/lib/dkms/amdgpu").glob("*/build/make.log"),
-            key=lambda log: log.stat().st_mtime,
-        )
+    def _log(self, since: float) -> str:
+        """The end of the build log that DKMS wrote since then, where a build is what failed."""
+        logs = [
+            log
+            for log in (self.node.root / "var/lib/dkms/amdgpu").glob("*/build/make.log")
+            if log.stat().st_mtime >= since - 1
+        ]
         if not logs:
             return ""
         lines = logs[-1].read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]

@@ -68,8 +68,8 @@ def judge(data: bytes, want: dict[str, Any], now: float) -> Check:
     names = ", ".join(sorted(key.fingerprint for key in found))
     if names != wanted:
         hint = (
-            "Do not trust it before its owner has confirmed it by another way; then correct the "
-            "release's fingerprint."
+            "Do not trust it before its owner has confirmed it by another way; then correct the release's "
+            "fingerprint."
             if len(found) == 1
             else "APT would trust all of them: put the one key into a file of its own."
         )
@@ -80,8 +80,8 @@ def judge(data: bytes, want: dict[str, Any], now: float) -> Check:
     digest = hashlib.sha256(data).hexdigest()
     if want["sha256"] and digest != want["sha256"]:
         hint = (
-            "The fingerprint is right, so its owner has probably prolonged the key: look at it with "
-            "`gpg --show-keys`, then write this checksum into the release."
+            "The fingerprint is right, so its owner has probably prolonged the key: look at it with `gpg "
+            "--show-keys`, then write this checksum into the release."
         )
         return check(NAME, url, False, f"SHA-256 {digest}", f"SHA-256 {want['sha256']}", hint=hint)
     return check(NAME, url, True, wanted, wanted)

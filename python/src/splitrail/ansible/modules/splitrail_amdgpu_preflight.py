@@ -89,8 +89,7 @@ def kernel_packages(node: Node, present: bool) -> list[Check]:
         state = "installed" if has else "offered by APT" if built else "neither installed nor offered by APT"
         hint = (
             "Boot the newest kernel whose headers your mirror has (it may have dropped those of "
-            f"{node.kernel}), "
-            "or add the mirror that has them."
+            f"{node.kernel}), or add the mirror that has them."
         )
         found.append(
             check(name, package, has if present else built, state, "installed or offered", hint=hint)
@@ -128,8 +127,7 @@ def secure_boot(node: Node) -> Check:
     if not files:
         hint = (
             "The kernel will load no module that is built here. Make a key (`update-secureboot-policy "
-            "--new-key`, "
-            f"or install dkms), enrol it: {enrol}"
+            f"--new-key`, or install dkms), enrol it: {enrol}"
         )
         return check(
             name, subject, False, "on, and this machine has no key that DKMS signs with", required, hint=hint
