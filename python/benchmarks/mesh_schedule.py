@@ -2,10 +2,11 @@
 
 usage: python python/benchmarks/mesh_schedule.py [SECONDS]     default 5: a pair and rail
 
-The real driver measures a fleet of local processes that speak as agents do and answer at once: what is left is
-what the driver costs in each round. The time for the look at the wiring and for the links is then added:
+The real driver measures a fleet of local processes that speak as agents do and answer at once: what is left
+is what the driver costs in each round. The time for the look at the wiring and for the links is then added:
 every round takes SECONDS, because all pairs of a round and all rails of a pair run side by side. A run whose
-links really take a while checks that sum. SSH costs a few round trips more than local processes do: not in here.
+links really take a while checks that sum. SSH costs a few round trips more than local processes do; that is
+not in it.
 """
 
 from __future__ import annotations

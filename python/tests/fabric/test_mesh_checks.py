@@ -314,3 +314,13 @@ def test_an_inventorys_row_comes_first_and_a_wrong_one_is_refused() -> None:
     assert row_of(load([own]), RailPort(rail=0, name="rail0", rate_gbps=400)).name == "mine"
     with pytest.raises(MeshError, match=r"rdma_fabric_thresholds: row 0\.loss_ppm\.basis"):
         load([{**own, "loss_ppm": {"value": 5}}])
+
+
+def test_weak_is_what_passes_and_is_under_its_mark() -> None:
+    result = mesh("ab")
+    reading(result, "a", "b").gbps = 365.0
+    reading(result, "b", "a").gbps = 100.0
+    judged = judge(result, load())
+    # The median is the better one's, of which the other is no tenth short.
+    assert [str(one) for one in judged.weak] == ["rail0, a -> b"]
+    assert [str(fault.reading) for fault in judged.faults] == ["rail0, b -> a"]

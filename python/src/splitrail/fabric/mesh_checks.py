@@ -136,7 +136,8 @@ def find_faults(result: Result, rows: Sequence[Row]) -> tuple[list[Fault], list[
                 weak.append(reading)
         if reading.us is not None:
             faults += _late(reading, row, fastest[reading.rail])
-    return faults, weak
+    faulty = {id(fault.reading) for fault in faults}
+    return faults, [reading for reading in weak if id(reading) not in faulty]
 
 
 def bandwidth_floor(row: Row, port: RailPort, median: float) -> tuple[float, str]:

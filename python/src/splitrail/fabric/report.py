@@ -146,7 +146,7 @@ def plots(result: Result) -> Iterable[str]:
         figure.update_yaxes(autorange="reversed", showgrid=False, categoryorder="array", categoryarray=names)
         figure.update_xaxes(showgrid=False, categoryorder="array", categoryarray=names)
         yield figure.to_html(
-            full_html=False, include_plotlyjs=False, div_id=f"rail{rail}", config={"displaylogo": False}
+            full_html=False, include_plotlyjs=False, div_id=f"rail{rail}", config={"displayModeBar": False}
         )
 
 
