@@ -49,11 +49,9 @@ def tuned(root: Path) -> None:
         root, "etc/default/grub.d/90-splitrail.cfg", f'GRUB_CMDLINE_LINUX="${{GRUB_CMDLINE_LINUX}} {options}"'
     )
     entry = f"\tlinux\t/boot/vmlinuz-6.8.0-60-generic root=/dev/nvme0n1p2 ro {options}"
-    put(
-        root,
-        "boot/grub/grub.cfg",
-        f"menuentry 'Ubuntu' {{\n{entry} quiet\n}}\nmenuentry 'old' {{\n{entry}\n}}",
-    )
+    menu = [f"menuentry '{name}' {{\n{entry}\n}}" for name in ("Ubuntu", "Ubuntu, older kernel")]
+    menu.append("menuentry 'Memory test' {\n\tlinux\t/boot/memtest86+x64.bin\n}")
+    put(root, "boot/grub/grub.cfg", "\n".join(menu))
     put(root, "usr/sbin/update-grub", "#!/bin/sh")
     for cpu in range(CPUS):
         for index, (name, latency) in enumerate((("POLL", 0), ("C1", 1), ("C2", 100))):

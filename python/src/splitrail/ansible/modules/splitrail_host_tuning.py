@@ -142,8 +142,8 @@ def boot_state(host: Host, want: Wanted, options: cmdline.Declared) -> dict[str,
 
 
 def grub_entries(host: Host) -> list[list[str]]:
-    """The words of each kernel line that GRUB would boot. Raises OSError."""
-    lines = re.findall(r"^\s*linux\S*\s+(.*)$", host.read(GRUB_CFG), re.MULTILINE)
+    """The words of each line by which GRUB would boot Linux (not a memory test). Raises OSError."""
+    lines = re.findall(r"^\s*linux\S*\s+(\S*/vmlinu.*)$", host.read(GRUB_CFG), re.MULTILINE)
     return [cmdline.words_of(line) for line in lines]
 
 
