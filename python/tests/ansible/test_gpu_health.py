@@ -309,10 +309,10 @@ def test_run_names_a_tool_that_is_missing(path: Path) -> None:
 
 
 def test_run_tells_a_failure_and_keeps_the_output(path: Path) -> None:
-    script(path, "rvs", "echo half; echo 'HSA error' >&2; exit 3")
+    script(path, "rvs", "echo half; echo 'HSA error' >&2; echo '#'; exit 3")
     with pytest.raises(Failed, match="rvs ended with code 3: HSA error") as caught:
         tools.run(["rvs"], 10)
-    assert caught.value.output == "half\nHSA error\n"
+    assert caught.value.output == "half\nHSA error\n#\n"
 
 
 def test_run_kills_a_tool_that_hangs_with_its_children(path: Path) -> None:

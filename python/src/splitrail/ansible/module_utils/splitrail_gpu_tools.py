@@ -55,8 +55,9 @@ def run(argv: list[str], timeout_s: float) -> str:
             output = error.output.decode(errors="replace") if isinstance(error.output, bytes) else ""
         raise Failed(f"{' '.join(argv)} did not end within {timeout_s:g} s", output) from error
     if process.returncode:
-        last = output.strip().splitlines()[-1:] or ["no output"]
-        raise Failed(f"{' '.join(argv)} ended with code {process.returncode}: {last[0][:200]}", output)
+        # The last line that says something: tables end in rules and lone comment signs.
+        said = [line.strip() for line in output.splitlines() if re.search(r"\w", line)] or ["no output"]
+        raise Failed(f"{' '.join(argv)} ended with code {process.returncode}: {said[-1][:200]}", output)
     return output
 
 
