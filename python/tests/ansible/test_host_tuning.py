@@ -205,6 +205,24 @@ def test_what_the_host_has_not_got_is_not_ok(
     assert "null" in finding["hint"]
 
 
+@pytest.mark.parametrize(
+    ("declared", "name", "why"),
+    [
+        ({"hugepages": {"1048576": 4}}, "hugepages", "the kernel has no pages of 1048576 KiB"),
+        ({"governor": "schedutil"}, "governor", "the kernel offers performance, powersave"),
+    ],
+)
+def test_what_the_kernel_does_not_offer_is_not_ok(
+    host: Host, want: Wanted, declared: dict[str, Any], name: str, why: str
+) -> None:
+    policy = "sys/devices/system/cpu/cpufreq/policy0"
+    put(host.root, f"{policy}/scaling_available_governors", "performance powersave")
+    assert failed(host, want) == []
+    finding = only(host, {**want, **declared})
+    assert finding["name"] == f"host_tuning.{name}"
+    assert finding["measured"] == f"could not be checked: {why}"
+
+
 def test_no_idle_states_are_told_from_tuned_ones(host: Host, want: Wanted) -> None:
     for path in host.root.glob("sys/devices/system/cpu/cpu*/cpuidle"):
         path.rename(path.with_name("gone"))

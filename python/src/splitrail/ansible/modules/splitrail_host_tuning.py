@@ -263,6 +263,9 @@ def check_governor(host: Host, want: Wanted) -> list[Check]:
     )
     if not counts:
         raise ValueError("the kernel sets no frequencies; let the firmware offer P-states (CPPC) to it")
+    offered = host.read_or("sys/devices/system/cpu/cpufreq/policy0/scaling_available_governors", "").split()
+    if offered and want["governor"] not in offered:
+        raise ValueError(f"the kernel offers {', '.join(offered)}")
     measured = ", ".join(f"{name} on {count} policies" for name, count in sorted(counts.items()))
     hint = CLEARED.format("`systemctl status splitrail-host-tuning`, tuned, power-profiles-daemon")
     ok = set(counts) == {want["governor"]}
@@ -279,10 +282,11 @@ def check_hugepages(host: Host, want: Wanted) -> list[Check]:
             "Declare fewer where the host is short of memory."
         )
         text = host.read_or(path, "")
+        if not text:
+            raise ValueError(f"the kernel has no pages of {size} KiB")
         ok = text == str(count)
-        measured = int(text) if text else "no such size"
         made.append(
-            check("host_tuning.hugepages", f"{size} KiB", ok, measured, int(count), unit="pages", hint=hint)
+            check("host_tuning.hugepages", f"{size} KiB", ok, int(text), int(count), unit="pages", hint=hint)
         )
     return made
 
