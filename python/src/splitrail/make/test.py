@@ -13,7 +13,7 @@ from splitrail.lab.invoker import become_root, invoker, own
 from splitrail.make.steps import Step, Steps, clock, show_log
 
 # Every inventory whose lab a step may bring up.
-LABS = ("molecule/inventory", "inventories/lab")
+LABS = ("molecule/inventory", "inventories/lab", "inventories/lab-fabric")
 # What steps write into the tree.
 _WRITTEN = ("build", "runs", ".lab", ".secrets")
 # Enough for the failed task and what led to it.
