@@ -124,6 +124,12 @@ def wait_for_mesh() -> None:
     raise RuntimeError("no mesh began")
 
 
+def cut_power_amid_the_mesh(host: str) -> None:
+    """Switch a node off once the mesh is under way."""
+    wait_for_mesh()
+    splitrail("lab", "power", "-i", INVENTORY, "off", host)
+
+
 def restart_without_runtime_state(host: str) -> None:
     """Reboot a node that does not bring back what a boot loses, as one would that the role never saw."""
     on(host, "systemctl disable splitrail-roce.service")
@@ -156,7 +162,7 @@ def faults(host: str, tenth_mbit: float) -> list[Fault]:
               lambda: None, lambda: None),
         Fault("a node stops answering amid the mesh", host, "rail", PROVE, ("fabric.node",),
               lambda: None, lambda: splitrail_up(host),
-              meanwhile=lambda: (wait_for_mesh(), splitrail("lab", "power", "-i", INVENTORY, "off", host))),
+              meanwhile=lambda: cut_power_amid_the_mesh(host)),
         Fault("1 % of packets lost", host, "rail1", PROVE, ("fabric.loss",),
               lambda: link(host, 1, "loss", "1"), lambda: link(host, 1, "heal")),
     ]  # fmt: skip
@@ -180,7 +186,7 @@ def say(line: str) -> None:
 def median_mbit(record: Path) -> float:
     """The median bandwidth of a run's mesh, Mbit/s."""
     readings = json.loads((record / "mesh/mesh.json").read_text())["readings"]
-    return 1000 * statistics.median(one["gbps"] for one in readings if one.get("gbps"))
+    return 1000 * statistics.median(float(one["gbps"]) for one in readings if one.get("gbps"))
 
 
 def healthy(hosts: str, times: int) -> tuple[int, float]:
