@@ -164,23 +164,19 @@ def other_bytes(before: Json, after: Json, devices: list[str], mtu: int) -> int:
     """Bytes that came in beside RDMA.
 
     An adapter's RDMA does not pass the kernel, so whatever the network interfaces counted is other traffic.
-    Soft-RoCE's packets do pass them; there the TCP segments are counted instead, at the largest size that
-    they can have: the upper bound stays far below the payload unless the payload went over TCP.
+    Soft-RoCE's packets do pass them; there what its packets can have carried at most is taken off.
     """
-    soft = any("port_rcv_data" not in after["rdma"].get(name, {}) for name in devices)
-    if soft:
-        return mtu * (int(after["tcp_segments"]) - int(before["tcp_segments"]))
-    return sum(count - before["net"].get(name, 0) for name, count in after["net"].items())
+    total = sum(count - before["net"].get(name, 0) for name, count in after["net"].items())
+    if all("port_rcv_data" in after["rdma"].get(name, {}) for name in devices):
+        return int(total)
+    return max(0, int(total) - rdma_bytes(before, after, devices, mtu))
 
 
 def transports(log: list[str]) -> set[str]:
     """The transports that UCX named for its connections, such as ``rc_mlx5`` and ``tcp``."""
     found: set[str] = set()
     for line in log:
-        if "cfg#" in line:
-            found.update(re.findall(r"(?<![\w/.])([a-z]\w*)/[\w.-]+", line.partition("cfg#")[2]))
-        elif "|" in line:
-            found.update(re.findall(r"(?<![\w/.])([a-z]\w*)/[\w.-]+:\d+", line))
+        found.update(re.findall(r"(?<![\w/.])([a-z]\w*)/[\w.-]+", line.partition("cfg#")[2]))
     return found
 
 
@@ -196,20 +192,14 @@ def made(subject: str, way: Json, found: Json) -> list[Check]:
             hint = f"Take what sets UCX_TLS to {tls or 'nothing'} on {host} away: the inventory says {want}."
     state = found["state"] if found["state"] == "DONE" else f"{found['state']} after {found['seconds']} s"
     checks = [check("validate.transfer", subject, found["state"] == "DONE", state, "DONE", hint=hint)]
-    wrong = int(found["wrong_bytes"])
+    if found["state"] != "DONE":
+        return [*checks, unmade("validate.data", subject, "nothing was read", 0, unit="wrong KiB", hint=hint)]
+    wrong = int(found["wrong_kib"])
     hint = (
         f"Do not serve: what {node} read is not what {peer} holds. Look at the firmware of the NICs and at "
         "memory errors."
     )
-    if found["state"] != "DONE":
-        return [
-            *checks,
-            unmade("validate.data", subject, "nothing was read", 0, unit="wrong bytes", hint=hint),
-        ]
-    return [
-        *checks,
-        check("validate.data", subject, wrong == 0, wrong, 0, unit="wrong bytes", hint=hint),
-    ]
+    return [*checks, check("validate.data", subject, wrong == 0, wrong, 0, unit="wrong KiB", hint=hint)]
 
 
 def over_rdma(subject: str, way: Json, found: Json) -> list[Check]:
