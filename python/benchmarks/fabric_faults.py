@@ -1,4 +1,4 @@
-"""Break the fabric of VM nodes in ten ways, one after the other, and see whether the suite names each.
+"""Break the fabric of VM nodes in nine ways, one after the other, and see whether the suite names each.
 
 usage: python python/benchmarks/fabric_faults.py [--healthy N] [--hosts fab-1,fab-2,fab-3] [FAULT ...]
 
@@ -108,7 +108,6 @@ class Fault:
 
 PROVE = ("fabric", "prove")
 DRIFT = ("fabric", "drift")
-VALIDATE = ("validate",)
 # The lab's stand-in for the NIC's firmware; the real tool answers the same.
 FIRMWARE = "mstconfig -d 01:00.0 -y set"
 
@@ -137,7 +136,7 @@ def restart_without_runtime_state(host: str) -> None:
 
 
 def faults(host: str, tenth_mbit: float) -> list[Fault]:
-    """The ten faults, all on one node."""
+    """The faults, all on one node."""
     return [
         Fault("MTU lowered on one node", host, "rail0", PROVE, ("roce_nic.mtu", "fabric.mtu"),
               lambda: void(on(host, "ip link set rail0 mtu 1500")),
@@ -157,9 +156,6 @@ def faults(host: str, tenth_mbit: float) -> list[Fault]:
         Fault("firmware value pending", host, "rail0", DRIFT, ("roce_nic.firmware",),
               lambda: void(on(host, f"{FIRMWARE} ATS_ENABLED=1")),
               lambda: void(on(host, f"{FIRMWARE} ATS_ENABLED=0"))),
-        Fault("UCX forced to TCP", host, "rail", VALIDATE,
-              ("validate.no_tcp", "validate.ucx_tls", "validate.rdma_bytes", "validate.transfer"),
-              lambda: None, lambda: None),
         Fault("a node stops answering amid the mesh", host, "rail", PROVE, ("fabric.node",),
               lambda: None, lambda: splitrail_up(host),
               meanwhile=lambda: cut_power_amid_the_mesh(host)),
@@ -194,7 +190,7 @@ def healthy(hosts: str, times: int) -> tuple[int, float]:
     alarms, median = 0, 0.0
     for number in range(1, times + 1):
         said = []
-        for argv in (PROVE, DRIFT, VALIDATE):
+        for argv in (PROVE, DRIFT):
             found = verb(hosts, *argv)
             said += [
                 f"{' '.join(argv)}: {check['name']} {check['host']} {check['subject']}"
