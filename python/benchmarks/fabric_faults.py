@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = "inventories/lab-fabric"
-# The lab's links queue nothing at this share of what a healthy mesh measured.
+# What a shaped link carries, as a share of the healthy mesh's median.
 TENTH = 0.1
 BOOT_S = 300
 
