@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from splitrail.make.steps import Step, Steps, clock
+from splitrail.make.steps import Step, Steps, clock, complaints
 
 
 @pytest.fixture
@@ -66,6 +66,25 @@ def test_a_process_left_behind_does_not_hold_a_step_up(steps: Steps, tmp_path: P
 
 def test_a_step_reads_no_input(steps: Steps, tmp_path: Path) -> None:
     assert steps.run(shell(tmp_path, "asks", "read answer"), show=False).code == 1
+
+
+def test_a_failed_log_is_told_in_few_lines(steps: Steps, said: StringIO, tmp_path: Path) -> None:
+    boxed = "  \x1b[2m│\x1b[0m \x1b[0;31mfatal: [node]: FAILED! => 3 of 5 checks failed\x1b[0m"
+    log = "\n".join(["seen before", boxed, "  │ roce_nic.mtu (rail0): measured 1500"])
+    steps.run(shell(tmp_path, "bad", f"cat <<'END'\n{log}\nEND\nexit 2"), show=False)
+    steps.summarize()
+    told = said.getvalue()
+    assert "fatal: [node]: FAILED! => 3 of 5 checks failed" in told
+    assert "roce_nic.mtu (rail0): measured 1500" in told
+    assert "seen before" not in told
+
+
+def test_only_the_last_complaints_are_told(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("".join(f"fatal: {number}\n" for number in range(100)))
+    told = complaints(log)
+    assert told[-1] == "fatal: 99"
+    assert len(told) < 20
 
 
 def test_the_summary_counts_and_names_the_log(steps: Steps, said: StringIO, tmp_path: Path) -> None:

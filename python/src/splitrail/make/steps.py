@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,12 @@ from rich.text import Text
 _SHOW_SECONDS = 0.2
 # The first interrupt lets a step clean up after itself, the second asks again, the third leaves no choice.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+# Ansible's failed task, a failed assertion of pytest's and pytest's summary. Tests of sad paths fail on
+# purpose before that, so the last ones count; Molecule breaks lines at the terminal's width.
+_COMPLAINT = re.compile(r"^(fatal: |failed: |\[ERROR\]|E   |FAILED |ERROR |CRITICAL )")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_COMPLAINT_LINES = 16
+_COMPLAINT_FOLLOWERS = 3
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,9 @@ class Steps:
             where = "" if result.ok else f"  {result.log}"
             word, style = ("ok    ", "green") if result.ok else ("FAILED", "red")
             self.say(f"{word} {clock(result.seconds):>8}  {result.name}{where}", style)
+            # Again here, in few lines: of a long output some keep only the last screen.
+            for line in () if result.ok else complaints(result.log):
+                self.say(f"         {line}")
         failed = sum(not result.ok for result in self.results)
         self.say(f"{len(self.results) - failed} passed, {failed} failed")
         return failed == 0
@@ -157,6 +167,19 @@ def clock(seconds: float) -> str:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60}:{whole % 60:02} min"  # noqa: PLR2004
+
+
+def complaints(log: Path) -> list[str]:
+    """What a log of Ansible's or pytest's names as failed last: such lines and those after them."""
+    found: deque[str] = deque(maxlen=_COMPLAINT_LINES)
+    follow = 0
+    with log.open(errors="replace") as source:
+        for line in source:
+            plain = _COLOUR.sub("", line).strip(" │\n")
+            follow = _COMPLAINT_FOLLOWERS if _COMPLAINT.search(plain) else follow - 1
+            if follow >= 0:
+                found.append(plain)
+    return list(found)
 
 
 def show_log(log: Path, lines: int | None = None) -> None:

@@ -37,7 +37,11 @@ def steps(root: Path, only: Sequence[str] = ()) -> list[Step]:
     known = scenarios(root)
     if unknown := [name for name in only if name not in known]:
         raise UnknownScenario(f"no scenario {', '.join(unknown)}; there are {', '.join(known)}")
-    molecule = [Step(f"molecule-{name}", ["molecule", "test", "-s", name], root) for name in only or known]
+    # On 80 columns, its default, Molecule breaks what Ansible says of a failure into many lines.
+    wide = {"COLUMNS": "240"}
+    molecule = [
+        Step(f"molecule-{name}", ["molecule", "test", "-s", name], root, wide) for name in only or known
+    ]
     if only:
         return molecule
     return [_pytest(root, "lab"), *molecule, _pytest(root, "site")]
