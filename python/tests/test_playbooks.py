@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PLAYBOOKS = ["site.yml", *sorted(f"playbooks/{path.name}" for path in (ROOT / "playbooks").glob("*.yml"))]
@@ -57,3 +62,42 @@ def test_every_verb_of_the_site_has_its_playbook() -> None:
     ]
     for playbook in imported:
         assert (ROOT / playbook).is_file(), f"{playbook} is missing"
+
+
+def included_roles(node: Any) -> Iterator[tuple[str, str]]:
+    """Role and entry point of each include_role and import_role below ``node``."""
+    if isinstance(node, list):
+        for item in node:
+            yield from included_roles(item)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("ansible.builtin.include_role", "ansible.builtin.import_role"):
+                wanted = value.get("tasks_from", "main")
+                # A template chooses among names that stand in it in quotes.
+                names = re.findall(r"'(\w+)'", wanted) if "{{" in wanted else [wanted]
+                loop = node.get("loop", [])
+                loop = re.findall(r"'([a-z_]+)'", loop) if isinstance(loop, str) else loop
+                roles = loop if "{{" in value["name"] else [value["name"]]
+                yield from product(roles, names)
+            yield from included_roles(value)
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS)
+def test_what_a_playbook_asks_of_a_role_is_an_entry_point(playbook: str) -> None:
+    """Ansible checks the arguments of entry points in the role's specs, and runs other files unchecked."""
+    for role, name in included_roles(yaml.safe_load((ROOT / playbook).read_text(encoding="utf-8"))):
+        specs = yaml.safe_load((ROOT / f"roles/{role}/meta/argument_specs.yml").read_text(encoding="utf-8"))
+        assert name in specs["argument_specs"], f"{playbook}: {role} has no entry point {name}"
+
+
+def test_entry_points_are_found_in_templates_and_blocks() -> None:
+    play = """
+    - tasks:
+        - block:
+            - ansible.builtin.include_role: {name: a, tasks_from: "{{ 'one' if x else 'two' }}"}
+        - ansible.builtin.import_role: {name: b}
+        - ansible.builtin.include_role: {name: "{{ item }}", tasks_from: render}
+          loop: [c, d]
+    """
+    found = [("a", "one"), ("a", "two"), ("b", "main"), ("c", "render"), ("d", "render")]
+    assert list(included_roles(yaml.safe_load(play))) == found

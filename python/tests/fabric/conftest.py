@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,12 +28,11 @@ class Fabric:
         tools = folder / "bin"
         tools.mkdir()
         for name in ("ib_write_bw", "ib_write_lat"):
-            tool = tools / name
-            tool.write_text(FAKE.read_text().replace("/usr/bin/env python3", sys.executable))
-            tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+            # No copy: what was just written may be refused as busy, and a real tool be found instead.
+            (tools / name).symlink_to(FAKE)
         self.environment = {
             **os.environ,
-            "PATH": f"{tools}:{os.environ['PATH']}",
+            "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "FAKE_FABRIC": str(folder / "plan.json"),
             "FAKE_ROOT": str(folder / "root"),
         }

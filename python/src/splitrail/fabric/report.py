@@ -72,10 +72,17 @@ def summary(result: Result) -> str:
     """What was measured, in a sentence."""
     tested = [reading for reading in result.readings if not reading.skipped]
     pairs = len({reading.pair for reading in tested})
-    text = f"{pairs} pairs of nodes, {len(tested)} ways in {result.rounds} rounds, {result.seconds:.0f} s."
+    text = (
+        f"{_counted(pairs, 'pair')} of nodes, {_counted(len(tested), 'way')} in "
+        f"{_counted(result.rounds, 'round')}, {result.seconds:.0f} s."
+    )
     if result.reused_pairs:
-        text += f" {result.reused_pairs} pairs were taken over from {result.resumed_from}."
+        text += f" Taken over from {result.resumed_from}: {_counted(result.reused_pairs, 'pair')}."
     return text
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def laid_to(result: Result, faults: Sequence[Fault]) -> dict[int, list[str]]:
