@@ -24,6 +24,7 @@ MACHINE = Machine(
         Nic("rail1", "sr1", "02:00:00:00:00:02", 9000),
         Nic("mgmt", "sr2", "02:00:00:00:00:03"),
     ],
+    shares=[Path("/cache/a,b.ext4")],
     kvm=False,
 )
 
@@ -43,6 +44,14 @@ def test_command_line() -> None:
     assert after(argv, "-blockdev")[0].endswith("file.filename=/state/n,,1/disk.qcow2")
     assert "-loadvm" not in argv
     assert after(qemu.arguments(replace(MACHINE, snapshot="clean")), "-loadvm") == ["clean"]
+
+
+def test_a_share_is_a_disk_that_the_guest_only_reads() -> None:
+    argv = qemu.arguments(MACHINE)
+    assert after(argv, "-blockdev")[1] == (
+        "driver=raw,node-name=share0,read-only=on,file.driver=file,file.filename=/cache/a,,b.ext4"
+    )
+    assert "virtio-blk-pci,drive=share0,serial=share0,bus=pcie.0,addr=0x12" in after(argv, "-device")
 
 
 def test_each_nic_has_a_root_port_in_its_order() -> None:

@@ -98,7 +98,11 @@ def test_good_lab_of_vms(listing: dict[str, Any]) -> None:
         ({"lab_rails": 9}, "lab_rails: .*got 9.*from 0 to 8"),
         ({"lab_rails": -1}, "lab_rails: .*from 0 to 8"),
         ({"lab_shm_gib": 4}, "lab_shm_gib is for lab_kind `container` only, and this one is `vm`; remove it"),
-        ({"lab_mounts": []}, "lab_mounts is for lab_kind `container` only"),
+        (
+            {"lab_mounts": [{"source": "a", "target": "/b", "writable_on": ["head"]}]},
+            "lab_mounts /b: VMs only read what they see; remove writable_on",
+        ),
+        ({"lab_mounts": [{"source": "a", "target": "/b"}] * 9}, r"lab_mounts: a VM has up to 8 .*got 9"),
         ({"lab_name": "a234567890"}, "lab_name of a lab of VMs has up to 9 characters"),
     ],
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from splitrail.lab import network, pip, process, rootfs
+from splitrail.lab import network, pip, process, rootfs, share
 from splitrail.lab.files import remove_tree, write
 from splitrail.lab.node import NodeKind, last_lines, machine, machine_id
 from splitrail.lab.report import Reporter
@@ -61,14 +61,10 @@ def mounts_of(
     # podman's overlay driver cannot live on an overlay, which is what the node's disk is.
     found = [(folder / "containers", Path("/var/lib/containers"), True)]
     for mount in mounts:
-        if mount.groups is None or _in(node, mount.groups):
-            found.append((base / mount.source, mount.target, _in(node, mount.writable_on)))
+        if node.sees(mount):
+            found.append((base / mount.source, mount.target, node.is_in(mount.writable_on)))
     found += [(path, path, False) for path in pip_paths]
     return found
-
-
-def _in(node: Node, groups: Iterable[str]) -> bool:
-    return any(group == "all" or group in node.groups for group in groups)
 
 
 def _escaped(path: Path) -> str:
@@ -113,13 +109,7 @@ class Containers(NodeKind):
             if not path.exists():
                 self._reporter.say(f"pip's configuration names {path}, which does not exist: left out")
         self._pip = pip.PipConfig(config.text, tuple(path for path in config.paths if path.exists()))
-        for mount in self._lab.mounts:
-            source = cache() / mount.source
-            if mount.source.is_absolute() and not source.is_dir():
-                raise LabError(
-                    f"{self._lab.inventory}: lab_mounts: {source} is no folder of this host; make it first"
-                )
-            source.mkdir(parents=True, exist_ok=True)
+        share.make_sources(self._lab)
 
     # Disk
 

@@ -20,6 +20,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FIRST_SLOT = 2
 _DISK_SLOT = 0x10
 _RANDOM_SLOT = 0x11
+_FIRST_SHARE_SLOT = 0x12
 # MiB of translated code that an emulated machine keeps; QEMU's own default grows to 1 GiB.
 _TRANSLATED = 128
 
@@ -44,6 +45,8 @@ class Machine:
     memory_mib: int
     cpus: int
     nics: Sequence[Nic]
+    shares: Sequence[Path]
+    """Disks that the guest reads only."""
     kvm: bool
     snapshot: str | None = None
     """The snapshot to start from, None to boot."""
@@ -52,6 +55,11 @@ class Machine:
 def pci(position: int) -> str:
     """Where the guest finds the NIC at `position`: behind a root port of its own, numbered in their order."""
     return f"0000:{position + 1:02x}:00.0"
+
+
+def serial(position: int) -> str:
+    """What the guest knows the share at `position` by."""
+    return f"share{position}"
 
 
 def arguments(machine: Machine) -> list[str]:
@@ -73,6 +81,13 @@ def arguments(machine: Machine) -> list[str]:
         *("-device", f"virtio-blk-pci,drive=disk,bus=pcie.0,addr={_DISK_SLOT:#x}"),
         *("-device", f"virtio-rng-pci,bus=pcie.0,addr={_RANDOM_SLOT:#x}"),
     ]
+    for position, path in enumerate(machine.shares):
+        name = serial(position)
+        argv += [
+            *("-blockdev", f"driver=raw,node-name={name},read-only=on,{_file(path)}"),
+            "-device",
+            f"virtio-blk-pci,drive={name},serial={name},bus=pcie.0,addr={_FIRST_SHARE_SLOT + position:#x}",
+        ]
     for position, nic in enumerate(machine.nics):
         mtu = f",host_mtu={nic.mtu}" if nic.mtu else ""
         argv += [

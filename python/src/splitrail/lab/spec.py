@@ -6,13 +6,13 @@ Keys, each one a variable that has the same value on every host:
     lab_kind          `container` (systemd-nspawn) or `vm` (QEMU)
     lab_network       IPv4 network of the lab; its first address is this host's
     lab_boot_seconds  how long a node may take until systemd says that it is up, in seconds
+    lab_mounts        folders of this host that nodes see: `source` (relative to the cache, or absolute),
+                      `target`, `groups` (whose hosts have it; default all), `writable_on` (groups whose hosts
+                      may write; containers only: a VM sees the folder as it was when the VM was powered on)
 
 of containers only:
 
     lab_shm_gib       size of each node's /dev/shm in GiB
-    lab_mounts        folders of this host that nodes see: `source` (relative to the cache, or absolute),
-                      `target`, `groups` (whose hosts have it; default all), `writable_on` (groups whose hosts
-                      may write)
 
 and of VMs only:
 
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Literal
@@ -54,11 +55,13 @@ _CURES = {
 }
 # Keys that say something of one kind of node only.
 _ONLY = {
-    "container": ("shm_gib", "mounts"),
+    "container": ("shm_gib",),
     "vm": ("memory_mib", "cpus", "rails"),
 }
 # `sr-NAME.r7` has to fit into the 15 characters of an interface's name.
 _VM_NAME = 9
+# Each is a disk, and a disk is a slot of the PCI bus.
+_VM_MOUNTS = 8
 
 
 class Mount(BaseModel):
@@ -88,6 +91,14 @@ class Node(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?$")
     address: IPv4Address
     groups: tuple[str, ...] = ()
+
+    def is_in(self, groups: Iterable[str]) -> bool:
+        """Whether the host is in one of the groups."""
+        return any(group == "all" or group in self.groups for group in groups)
+
+    def sees(self, mount: Mount) -> bool:
+        """Whether the host has the mount."""
+        return mount.groups is None or self.is_in(mount.groups)
 
 
 class Lab(BaseModel):
@@ -124,6 +135,13 @@ class Lab(BaseModel):
                     raise ValueError(
                         f"lab_{field} is for lab_kind `{kind}` only, and this one is `{self.kind}`; remove it"
                     )
+        for mount in self.mounts if self.kind == "vm" else ():
+            if mount.writable_on:
+                raise ValueError(
+                    f"lab_mounts {mount.target}: VMs only read what they see; remove writable_on"
+                )
+        if self.kind == "vm" and len(self.mounts) > _VM_MOUNTS:
+            raise ValueError(f"lab_mounts: a VM has up to {_VM_MOUNTS} of them (got {len(self.mounts)})")
         if self.kind == "vm" and len(self.name) > _VM_NAME:
             raise ValueError(f"lab_name of a lab of VMs has up to {_VM_NAME} characters (got {self.name!r})")
         return self

@@ -6,18 +6,18 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from splitrail.lab import cable, identity, image, network, pip, process, qemu
+from splitrail.lab import cable, identity, image, network, pip, process, qemu, share
 from splitrail.lab.files import remove_tree, write
 from splitrail.lab.identity import File
 from splitrail.lab.node import NodeKind, last_lines, machine, machine_id
 from splitrail.lab.qmp import Monitor, monitor
 from splitrail.lab.report import Reporter
 from splitrail.lab.run import LabError, environment, run
-from splitrail.lab.spec import Lab, Node
+from splitrail.lab.spec import Lab, Mount, Node
 from splitrail.lab.state import State, cache
 
 _STOP_SECONDS = 20.0
@@ -57,6 +57,7 @@ class VirtualMachines(NodeKind):
         """See NodeKind."""
         self._image = image.ensure(self._lab.user, cache(), self._reporter)
         self._kvm = qemu.usable_kvm(self._image.kernel, cache() / "vm/kvm.json")
+        share.make_sources(self._lab)
         config = pip.from_machine()
         # A VM sees no folder of this host: a pip.conf that names one would make every install fail.
         self._pip = "" if config.paths else config.text
@@ -146,6 +147,7 @@ class VirtualMachines(NodeKind):
             "etc/machine-id": File(f"{machine_id(lab.name, node.name)}\n", 0o444),
             "etc/hosts": File(network.hosts(lab)),
             "etc/resolv.conf": File(network.resolv_conf()),
+            "etc/fstab": File(_fstab(self._mounts(node))),
             "etc/systemd/network/10-lab.network": File(
                 f"[Match]\nMACAddress={management}\n\n[Network]\n"
                 f"Address={node.address}/{lab.network.prefixlen}\nGateway={lab.gateway}\n"
@@ -158,6 +160,8 @@ class VirtualMachines(NodeKind):
             home: File(None, 0o700, owner),
             f"{home}/authorized_keys": File(lab.key.with_suffix(".pub").read_text(), 0o600, owner),
         }
+        for mount in self._mounts(node):
+            files[str(mount.target).lstrip("/")] = File(None, 0o755)
         if self._pip:
             files["etc/pip.conf"] = File(self._pip)
         return identity.archive(files)
@@ -190,6 +194,7 @@ class VirtualMachines(NodeKind):
         self._sweep(node.name)
         cable.plug(lab, node.name, faults)
         base = self._base(node.name)
+        shares = self._shares(node, snapshot)
         initrd = identity.padded(base.initrd.read_bytes()) + identity.appendix(self._identity(node))
         (folder / "initrd.img").touch(mode=0o600)
         (folder / "initrd.img").write_bytes(initrd)
@@ -209,6 +214,7 @@ class VirtualMachines(NodeKind):
                 memory_mib=lab.memory_mib,
                 cpus=lab.cpus,
                 nics=nics,
+                shares=shares,
                 kvm=self._kvm,
                 snapshot=snapshot,
             )
@@ -228,6 +234,28 @@ class VirtualMachines(NodeKind):
                 )
         self._await(node.name)
         self._connect(node, faults)
+
+    def _mounts(self, node: Node) -> list[Mount]:
+        return [mount for mount in self._lab.mounts if node.sees(mount)]
+
+    def _shares(self, node: Node, snapshot: str | None) -> list[Path]:
+        """The disks of the node's mounts: of folders as they are, or those of the snapshot."""
+        record = self._state.node(node.name) / "shares.json"
+        if snapshot is None:
+            store = cache() / "vm/mounts"
+            disks = [
+                share.disk(cache() / mount.source, store, self._reporter) for mount in self._mounts(node)
+            ]
+            write(record, json.dumps([str(path) for path in disks]) + "\n")
+            return disks
+        disks = [Path(path) for path in json.loads(record.read_text())] if record.exists() else []
+        for path in disks:
+            if not path.exists():
+                raise LabError(
+                    f"{node.name}: a folder that it sees has changed since the snapshot `{snapshot}`; "
+                    "run `splitrail lab power on`, which boots it, and save it again"
+                )
+        return disks
 
     def _await(self, name: str) -> None:
         """Wait until the node's QEMU answers; reading a snapshot's memory comes before that."""
@@ -336,6 +364,14 @@ class VirtualMachines(NodeKind):
             opened.job("snapshot-load", _SNAPSHOT_SECONDS, tag=snapshot, vmstate="disk", devices=["disk"])
             self._carry(opened, cable.faults(self._state.node(node.name)))
             opened.execute("cont")
+
+
+def _fstab(mounts: Sequence[Mount]) -> str:
+    """Disks are found by serial, in the order of `lab_mounts`; a node boots without a broken one."""
+    return "".join(
+        f"/dev/disk/by-id/virtio-{qemu.serial(position)} {mount.target} ext4 ro,nofail 0 0\n"
+        for position, mount in enumerate(mounts)
+    )
 
 
 def unit_command(unit: str, argv: list[str], log: Path) -> list[str]:
