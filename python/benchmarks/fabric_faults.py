@@ -1,13 +1,13 @@
-"""Break the fabric of VM nodes in nine ways, one after the other, and see whether the suite names each.
+"""Break the fabric of VM nodes in ten ways, one after the other, and see whether the suite names each.
 
 usage: python python/benchmarks/fabric_faults.py [--healthy N] [--hosts fab-1,fab-2,fab-3] [FAULT ...]
 
-Wants the lab of ``inventories/lab-fabric`` up, and its fabric proven once (``splitrail fabric prove``). Runs
-the verbs N times on the healthy fabric first (default 5), where every finding would be a false alarm, then
-each fault: inject, run the one verb that should find it, heal. A fault counts as caught when the verb ends
-with exit code 1 and a failed check names the host, the rail and a cure. Prints a Markdown table, ``seconds``
-being the verb's wall time; exit code 0 when all were caught and nothing was raised in health. Nothing is left
-broken, also when interrupted.
+Wants the lab of ``inventories/lab-fabric`` up with the image that ``inventories/lab-fabric-image`` built, and
+the playbooks provision, fabric and image run on it once. Runs the verbs N times on the healthy fabric first
+(default 5), where every finding would be a false alarm, then each fault: inject, run the one verb that should
+find it, heal. A fault counts as caught when the verb ends with exit code 1 and a failed check names the host,
+the rail and a cure. Prints a Markdown table, ``seconds`` being the verb's wall time; exit code 0 when all were
+caught and nothing was raised in health. Nothing is left broken, also when interrupted.
 """
 
 from __future__ import annotations
@@ -108,6 +108,14 @@ class Fault:
 
 PROVE = ("fabric", "prove")
 DRIFT = ("fabric", "drift")
+VALIDATE = ("validate",)
+# What an option of the container does behind the back of the check at render time: UCX is told so, and obeys.
+FORCED = {
+    "kv_transport_container_options": [
+        *("--device /dev/infiniband", "--cap-add IPC_LOCK", "--ulimit memlock=-1:-1"),
+        "--env UCX_TLS=tcp,self",
+    ]
+}
 # The lab's stand-in for the NIC's firmware; the real tool answers the same.
 FIRMWARE = "mstconfig -d 01:00.0 -y set"
 
@@ -156,6 +164,8 @@ def faults(host: str, tenth_mbit: float) -> list[Fault]:
         Fault("firmware value pending", host, "rail0", DRIFT, ("roce_nic.firmware",),
               lambda: void(on(host, f"{FIRMWARE} ATS_ENABLED=1")),
               lambda: void(on(host, f"{FIRMWARE} ATS_ENABLED=0"))),
+        Fault("UCX forced to TCP", host, "rail0", (*VALIDATE, "-e", json.dumps(FORCED)),
+              ("validate.rdma_bytes",), lambda: None, lambda: None),
         Fault("a node stops answering amid the mesh", host, "rail", PROVE, ("fabric.node",),
               lambda: None, lambda: splitrail_up(host),
               meanwhile=lambda: cut_power_amid_the_mesh(host)),
@@ -190,7 +200,7 @@ def healthy(hosts: str, times: int) -> tuple[int, float]:
     alarms, median = 0, 0.0
     for number in range(1, times + 1):
         said = []
-        for argv in (PROVE, DRIFT):
+        for argv in (PROVE, DRIFT, VALIDATE):
             found = verb(hosts, *argv)
             said += [
                 f"{' '.join(argv)}: {check['name']} {check['host']} {check['subject']}"
