@@ -5,9 +5,9 @@ usage: python python/benchmarks/fabric_faults.py [--healthy N] [--hosts fab-1,fa
 Wants the lab of ``inventories/lab-fabric`` up with the image that ``inventories/lab-fabric-image`` built, and
 the playbooks provision, fabric and image run on it once. Runs the verbs N times on the healthy fabric first
 (default 5), where every finding would be a false alarm, then each fault: inject, run the one verb that should
-find it, heal. A fault counts as caught when the verb ends with exit code 1 and a failed check names the host,
-the rail and a cure. Prints a Markdown table, ``seconds`` being the verb's wall time; exit code 0 when all were
-caught and nothing was raised in health. Nothing is left broken, also when interrupted.
+find it, heal. A fault counts as caught when the verb ends with exit code 1 and a failed check names the
+host, the rail and a cure. Prints a Markdown table, ``seconds`` being the verb's wall time; exit code 0 when
+all were caught and nothing was raised in health. Nothing is left broken, also when interrupted.
 """
 
 from __future__ import annotations
