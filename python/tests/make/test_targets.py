@@ -70,20 +70,41 @@ def given_steps(monkeypatch: pytest.MonkeyPatch, root: Path, scripts: dict[str, 
     monkeypatch.setattr(test, "steps", lambda _root, _only: chosen)
 
 
-@pytest.mark.parametrize(("first", "code"), [("true", 0), ("echo the reason; false", 1)])
+@pytest.mark.parametrize(("first", "failed"), [("true", 0), ("echo the reason; false", 2)])
 def test_a_failure_stops_nothing_and_is_not_forgotten(
     order: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     first: str,
-    code: int,
+    failed: int,
 ) -> None:
     given_steps(monkeypatch, tmp_path, {"first": first, "second": f"touch {tmp_path}/second"})
     said = StringIO()
-    assert test.test(tmp_path, Console(file=said)) == code
+    assert test.test(tmp_path, Console(file=said)) == min(failed, 1)
     assert (tmp_path / "second").exists()
     assert order == ["down before", "down after"]
-    assert said.getvalue().splitlines()[-1] == f"{2 - code} passed, {code} failed"
+    # What failed was run again, and failed again.
+    assert said.getvalue().splitlines()[-1] == f"{2 if not failed else 1} passed, {failed} failed"
+
+
+@pytest.mark.usefixtures("order")
+def test_what_passes_when_it_is_run_again_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_steps(monkeypatch, tmp_path, {"first": "test -e once || { touch once; exit 1; }", "second": "true"})
+    said = StringIO()
+    assert test.test(tmp_path, Console(file=said, width=300)) == 0
+    lines = said.getvalue().splitlines()
+    assert any(line.startswith("FLAKY") and line.endswith("first.log") for line in lines)
+    assert lines[-1] == "3 passed, 0 failed"
+
+
+@pytest.mark.usefixtures("order")
+def test_many_failures_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_steps(monkeypatch, tmp_path, dict.fromkeys("abc", "false"))
+    said = StringIO()
+    assert test.test(tmp_path, Console(file=said)) == 1
+    assert said.getvalue().splitlines()[-1] == "0 passed, 3 failed"
 
 
 @pytest.mark.usefixtures("order")
@@ -94,7 +115,7 @@ def test_the_end_of_a_failed_log_is_shown_again_before_the_summary(
     assert test.test(tmp_path, Console()) == 1
     said = capfd.readouterr().out
     assert said.count("all is well") == 1
-    assert said.rindex("all is well") < said.rindex("the reason") < said.index("1 passed, 1 failed")
+    assert said.rindex("all is well") < said.rindex("the reason") < said.index("1 passed, 2 failed")
 
 
 def test_an_interrupt_starts_nothing_more_and_takes_the_labs_down(

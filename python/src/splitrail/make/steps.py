@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
@@ -45,12 +45,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """How a step ended; ``code`` is its exit code, negative when a signal ended it."""
+    """How a step ended; ``code`` is its exit code, negative when a signal ended it.
+
+    ``excused``: it failed, and passed when it was run again. It counts as passed and is told apart.
+    """
 
     name: str
     code: int
     seconds: float
     log: Path
+    excused: bool = False
 
     @property
     def ok(self) -> bool:
@@ -90,6 +94,13 @@ class Steps:
         self.results.append(result)
         return result
 
+    def run_again(self, step: Step, failed: Result, *, show: bool) -> Result:
+        """Run a step that failed once more, with a log of its own; if it passes, ``failed`` is excused."""
+        result = self.run(replace(step, name=f"{step.name}-again"), show=show)
+        if result.ok:
+            self.results[self.results.index(failed)] = replace(failed, excused=True)
+        return result
+
     def say(self, text: str, style: str = "") -> None:
         """Print one line."""
         self._console.print(Text(text, style=style), soft_wrap=True)
@@ -97,17 +108,19 @@ class Steps:
     def summarize(self) -> bool:
         """Print how each step ended, its time and where its log is, and a last line with counts.
 
-        Returns whether all were ok.
+        Returns whether all were ok, or excused.
         """
         self.say("")
         for result in self.results:
             where = "" if result.ok else f"  {result.log}"
             word, style = ("ok    ", "green") if result.ok else ("FAILED", "red")
+            if result.excused:
+                word, style = "FLAKY ", "yellow"
             self.say(f"{word} {clock(result.seconds):>8}  {result.name}{where}", style)
             # Again here, in few lines: of a long output some keep only the last screen.
             for line in () if result.ok else complaints(result.log):
                 self.say(f"         {line}")
-        failed = sum(not result.ok for result in self.results)
+        failed = sum(not result.ok and not result.excused for result in self.results)
         self.say(f"{len(self.results) - failed} passed, {failed} failed")
         return failed == 0
 

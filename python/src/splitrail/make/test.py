@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from splitrail.lab.invoker import become_root, invoker, own
-from splitrail.make.steps import Step, Steps, clock, show_log
+from splitrail.make.steps import Result, Step, Steps, clock, show_log
 
 # Every inventory whose lab a step may bring up.
 LABS = ("molecule/inventory", "inventories/lab", "inventories/lab-fabric")
@@ -18,6 +18,8 @@ LABS = ("molecule/inventory", "inventories/lab", "inventories/lab-fabric")
 _WRITTEN = ("build", "runs", ".lab", ".secrets")
 # Enough for the failed task and what led to it.
 _TAIL_LINES = 80
+# More failures than this are no bad luck.
+_FEW = 2
 
 
 class UnknownScenario(Exception):
@@ -58,6 +60,7 @@ def test(root: Path, console: Console, only: Sequence[str] = ()) -> int:
     if invoker():
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # caches of root's would stay in a person's tree
     runner = Steps(root / "build/test", console)
+    failed: list[tuple[Step, Result]] = []
     try:
         with runner.interruptible():
             # A lab that stands would take the memory that the tests need, and they want to start from none.
@@ -67,9 +70,12 @@ def test(root: Path, console: Console, only: Sequence[str] = ()) -> int:
                     break
                 runner.say(f"\n=== {step.name} ({number} of {len(chosen)})", "bold")
                 result = runner.run(step, show=True)
+                if not result.ok:
+                    failed.append((step, result))
                 runner.say(
                     f"=== {step.name}: {'ok' if result.ok else 'FAILED'} after {clock(result.seconds)}"
                 )
+            _again(runner, failed)
         interrupted = runner.interrupts > 0
     finally:
         # Counts interrupts from none again: another Ctrl-C stops the tidying, and not before.
@@ -84,6 +90,17 @@ def test(root: Path, console: Console, only: Sequence[str] = ()) -> int:
             show_log(result.log, _TAIL_LINES)
     ok = runner.summarize()
     return 130 if interrupted else 0 if ok else 1
+
+
+def _again(runner: Steps, failed: Sequence[tuple[Step, Result]]) -> None:
+    """Run what failed once more: emulated machines and shared hosts have bad minutes, faults fail twice."""
+    if len(failed) > _FEW:
+        return
+    for step, result in failed:
+        if runner.interrupts:
+            return
+        runner.say(f"\n=== {step.name} again", "bold")
+        runner.run_again(step, result, show=True)
 
 
 def _pytest(root: Path, marker: str) -> Step:
