@@ -1,11 +1,11 @@
-"""Check a Serve config against the real classes of Ray and vLLM. Runs inside the serving image.
+"""Check Serve configs against the real classes of Ray and vLLM. Runs inside the serving image.
 
-usage: validate_serve_config.py CONFIG.yaml
+usage: validate_serve_config.py CONFIG.yaml...
 
 Prints one JSON document, {"ok": bool, "faults": [str]}, each fault with its place and what would be
-right. Exit code 0 when the config is good, 1 when it is not, 2 when it could not be checked. Starts no
-engine and opens no socket. Repeats no value of the config but those that Ray's and vLLM's own rules name:
-it may hold secrets.
+right, and with its file where there are several. Exit code 0 when the configs are good, 1 when one is not, 2
+when they could not be checked. Starts no engine and opens no socket. Repeats no value of a config but those
+that Ray's and vLLM's own rules name: it may hold secrets.
 """
 
 from __future__ import annotations
@@ -105,9 +105,13 @@ def faults(config: Any) -> list[str]:
 
 
 def main() -> int:
-    """Check the file named on the command line."""
+    """Check the files named on the command line."""
+    files = sys.argv[1:]
+    found = []
     try:
-        found = faults(yaml.safe_load(Path(sys.argv[1]).read_text()))
+        for file in files:
+            said = faults(yaml.safe_load(Path(file).read_text()))
+            found += [f"{file}: {fault}" for fault in said] if len(files) > 1 else said
     except (OSError, yaml.YAMLError, ImportError, KeyError, IndexError, TypeError) as error:
         print(json.dumps({"ok": False, "faults": [f"could not be checked: {type(error).__name__}: {error}"]}))
         return 2
