@@ -54,11 +54,16 @@ class Source(_Strict):
 
 
 class ImageTest(_Strict):
-    """What the finished image must prove."""
+    """What the finished image must prove, on a host with neither GPU nor NIC."""
 
     versions: dict[str, str] = {}
     imports: list[str] = []
+    # NIXL's Python interface; nixl._api when empty.
+    nixl_module: str = Field(default="", pattern=r"^([A-Za-z_][\w.]*)?$")
     nixl_backends: list[str] = []
+    nixl_plugins: list[str] = []
+    ucx_transports: list[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]] = []
+    verbs_providers: list[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]] = []
 
 
 class AptKey(_Strict):
