@@ -15,6 +15,7 @@ import yaml
 from splitrail.project import Project
 from splitrail.render import INDEX, RenderError, Rendering, place, render
 from splitrail.run.playbook import Options
+from splitrail.topology import load
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Project(ROOT)
@@ -263,6 +264,40 @@ def test_the_lab_renders(tmp_path: Path) -> None:
     )
 
 
+def test_one_host_of_h200_renders(tmp_path: Path, guarded: Path) -> None:
+    done = render(PROJECT, options("h200"), tmp_path / "out")
+    assert set(done.per_host()) == {"h200-1"}
+    assert done.index["release"] == "h200"
+    env = (done.folder / "h200-1/etc/ray/ray.env").read_text().splitlines()
+    # KV caches stay on the host's NVLink: neither a NIC nor TCP may carry them.
+    assert "UCX_TLS=cuda_ipc,cuda_copy,sm,self" in env
+    config = yaml.safe_load((done.folder / "h200-1/etc/splitrail/serve/app.yaml").read_text())
+    arguments = config["applications"][0]["args"]
+    assert arguments["decode_config"]["deployment_config"]["num_replicas"] == 3
+    assert arguments["decode_config"]["placement_group_config"]["bundles"] == [{"GPU": 1}]
+    assert not guarded.exists(), "render ran ssh"
+
+
+def test_a_topology_is_chosen_by_its_name_and_a_benchmark_shows_by_its_own(tmp_path: Path) -> None:
+    chosen = options("mi325x", topology_name="deepseek-v3-1p1d", llm_serve_bench=True, llm_serve_nodes={})
+    done = render(PROJECT, chosen, tmp_path / "out")
+    assert done.index["topology"] == "deepseek-v3-1p1d"
+    application = app(done)["applications"][0]
+    assert application["name"] == "llm-bench"
+    assert application["args"]["prefill_config"]["model_loading_config"] == {
+        "model_id": "deepseek-v3",
+        "model_source": "/srv/models/DeepSeek-V3-0324",
+    }
+
+
+def test_what_does_not_fit_the_cluster_is_refused_with_every_reason(tmp_path: Path) -> None:
+    wrong = options("mi325x", topology_name="qwen3-235b-2p2d", ray_cluster_volumes=[])
+    with pytest.raises(RenderError) as error:
+        render(PROJECT, wrong, tmp_path / "out")
+    assert "pools.prefill: 2 times 8 GPU, 8 prefill are asked for" in str(error.value)
+    assert "UCX_ROCM_COPY_DMABUF yes without /boot in the containers" in str(error.value)
+
+
 def test_a_bad_inventory_leaves_the_former_rendering(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -283,7 +318,7 @@ def test_one_address_on_two_nodes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_topology_is_refused(tmp_path: Path) -> None:
-    bad = yaml.safe_load((ROOT / "inventories/topologies/qwen3-235b-1p3d.yml").read_text())
+    bad = load("qwen3-235b-1p3d", ROOT / "inventories/topologies")
     bad["pools"]["decode"]["replica"] = bad["pools"]["decode"].pop("replicas")
     with pytest.raises(
         RenderError, match=r"pools\.decode\.replica is not a key of a topology, do you mean replicas"
