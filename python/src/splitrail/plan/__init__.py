@@ -1,0 +1,1 @@
+"""Predict how a layout serves a workload, and choose one: a discrete-event simulator and a search over it."""
