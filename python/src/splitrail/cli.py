@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from splitrail.bundle.cli import app as bundle_app
 from splitrail.fabric.cli import app as fabric_app
 from splitrail.lab.cli import app as lab_app
 from splitrail.project import Project, ProjectError
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(lab_app, name="lab")
 app.add_typer(fabric_app, name="fabric")
 app.add_typer(release_app, name="release")
+app.add_typer(bundle_app, name="bundle")
 
 Inventory = Annotated[
     str | None, typer.Option("-i", "--inventory", help="Inventory folder or file; by default ansible.cfg's.")
