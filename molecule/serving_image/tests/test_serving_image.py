@@ -25,6 +25,19 @@ def test_the_image_runs(host: Host) -> None:
     assert (run.rc, run.stdout.strip()) == (0, "3.20"), run.stderr
 
 
+@pytest.mark.broken("mol-prefill")
+def test_the_image_says_what_is_in_it(host: Host) -> None:
+    found = image(host, "ID")
+    assert found
+    labels = json.loads(host.run(f"podman image inspect --format '{{{{json .Labels}}}}' {found}").stdout)
+    assert labels["org.opencontainers.image.version"] == labels["io.splitrail.release"] == "tiny"
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", labels["org.opencontainers.image.base.digest"])
+    bill = host.run(f"podman run --rm --network none {found} cat /usr/share/splitrail/sbom.json").stdout
+    names = {part["name"]: part["version"] for part in json.loads(bill)["components"] if "version" in part}
+    assert names["idna"] == "3.20"
+    assert {"packaging", "python3", "libc6", "cpython"} <= names.keys()
+
+
 @pytest.mark.broken
 def test_the_image_is_the_registrys(host: Host) -> None:
     conf = host.file("/etc/containers/registries.conf.d/50-splitrail.conf").content_string

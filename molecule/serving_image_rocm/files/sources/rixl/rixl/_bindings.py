@@ -1,0 +1,1 @@
+"""Stand-in of RIXL's bindings."""

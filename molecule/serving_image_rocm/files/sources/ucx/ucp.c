@@ -1,0 +1,1 @@
+int ucp_stand_in(void) { return 0; }

@@ -1,0 +1,1 @@
+const char *const transports[] = {"ROCM_COPY", "ROCM_IPC", 0};
