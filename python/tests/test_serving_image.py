@@ -181,9 +181,8 @@ class Agent:
         return ["UCX"]
 
     def get_plugin_mem_types(self, plugin: str) -> list[str]:
-        if plugin != "UCX" or not self.loads:
-            raise OSError("libucp.so.0: cannot open shared object file")
-        return ["DRAM"]
+        # NIXL only warns of a plugin that it cannot load.
+        return ["DRAM"] if plugin == "UCX" and self.loads else []
 
 
 def test_a_plugin_must_be_there_and_load(image_test: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +197,7 @@ def test_a_plugin_must_be_there_and_load(image_test: ModuleType, monkeypatch: py
     assert measured("UCX") == "loads"
     assert measured("GDS") == "LookupError: no plugin GDS among ['UCX']"
     monkeypatch.setattr(Agent, "loads", False)
-    assert measured("UCX") == "OSError: libucp.so.0: cannot open shared object file"
+    assert measured("UCX").startswith("LookupError: plugin UCX does not load")
 
 
 def test_what_was_built_must_be_what_the_release_names(

@@ -80,13 +80,16 @@ def nixl_agent(module: str, backends: list[str]) -> Any:
 def nixl_plugin(module: str, plugin: str) -> object:
     """The kinds of memory that this plugin moves, which NIXL learns by loading it; no device is opened.
 
-    Raises LookupError when NIXL found no such plugin.
+    Raises LookupError when NIXL found no such plugin, or could not load it, which it says in its log only.
     """
     agent = nixl_agent(module, [])
     found = agent.get_plugin_list()
     if plugin not in found:
         raise LookupError(f"no plugin {plugin} among {found}")
-    return agent.get_plugin_mem_types(plugin)
+    kinds = agent.get_plugin_mem_types(plugin)
+    if not kinds:
+        raise LookupError(f"plugin {plugin} does not load: NIXL_LOG_LEVEL=DEBUG says why")
+    return kinds
 
 
 def ucx_settings() -> set[str]:
