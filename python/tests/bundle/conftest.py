@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
+import os
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -49,9 +53,10 @@ def make_index(root: Path, wheels: list[Path]) -> None:
         project = root / "simple" / wheel.name.split("-")[0].replace("_", "-")
         project.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        # Relative: the folder is copied.
+        target = quote(os.path.relpath(wheel, project))
         (project / "index.html").write_text(
-            f'<a href="{wheel.as_uri().replace("+", "%2B")}#sha256={digest}">{wheel.name}</a>',
-            encoding="utf-8",
+            f'<a href="{target}#sha256={digest}">{wheel.name}</a>', encoding="utf-8"
         )
 
 
@@ -103,6 +108,17 @@ class World:
         self.archive_key.ensure()
         self.publish()
 
+    def copy(self, root: Path) -> World:
+        """Another world like this one. Nothing in it knows where it lies."""
+        shutil.copytree(self.root, root)
+        other = copy.copy(self)
+        other.root, other.out = root, root / "bundle"
+        other.key, other.archive_key = Key(root / "key"), Key(root / "archive-key")
+        other.wheels = [root / wheel.relative_to(self.root) for wheel in self.wheels]
+        other.debs = [root / deb.relative_to(self.root) for deb in self.debs]
+        other.release = copy.deepcopy(self.release)
+        return other
+
     def publish(self) -> None:
         """Make the archive's index of its packages and sign it."""
         found = []
@@ -147,17 +163,40 @@ class World:
         )
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+def at(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let pip see the index of the world in ``root``, and no other."""
+    patch.setenv("PIP_CONFIG_FILE", "/dev/null")
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_INDEX_URL", f"file://{tmp_path}/index/simple")
-    return World(tmp_path)
+        patch.delenv(name, raising=False)
+    patch.setenv("PIP_INDEX_URL", f"file://{root}/index/simple")
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Made once, and copied for each test."""
+    return World(tmp_path_factory.mktemp("fresh") / "world")
+
+
+@pytest.fixture(scope="session")
+def finished(fresh: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The same with its bundle."""
+    world = fresh.copy(tmp_path_factory.mktemp("finished") / "world")
+    with pytest.MonkeyPatch.context() as patch:
+        at(world.root, patch)
+        world.create()
+    return world
 
 
 @pytest.fixture
-def made(world: World) -> World:
+def world(fresh: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    copied = fresh.copy(tmp_path / "world")
+    at(copied.root, monkeypatch)
+    return copied
+
+
+@pytest.fixture
+def made(finished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world whose bundle is made."""
-    world.create()
-    return world
+    copied = finished.copy(tmp_path / "world")
+    at(copied.root, monkeypatch)
+    return copied

@@ -109,9 +109,8 @@ def signature(manifest: bytes, signed: bytes, key: str) -> list[Check]:
             return [unmade(name, subject, f"gpgv: {error}", required, hint="Install gpgv on this node.")]
     if done.returncode == 0 and "GOODSIG" in done.stdout and "EXPKEYSIG" not in done.stdout:
         return [check(name, subject, True, f"good, by {known[0].fingerprint}", required, hint=hint)]
-    said = next(
-        (line for line in done.stderr.splitlines() if "signature" in line.lower()), done.stderr.strip()
-    )
+    lines = [line.removeprefix("gpgv:").strip() for line in done.stderr.splitlines()]
+    said = "; ".join(line for line in lines if not line.startswith(("Signature made", "using ")))
     return [check(name, subject, False, said or "not good", required, hint=hint)]
 
 
