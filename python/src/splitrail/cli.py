@@ -16,6 +16,7 @@ from rich.text import Text
 from splitrail.bundle.cli import app as bundle_app
 from splitrail.fabric.cli import app as fabric_app
 from splitrail.lab.cli import app as lab_app
+from splitrail.plan.cli import app as plan_app
 from splitrail.project import Project, ProjectError
 from splitrail.proof import ProofError, check_reason
 from splitrail.release_cli import app as release_app
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(lab_app, name="lab")
 app.add_typer(fabric_app, name="fabric")
 app.add_typer(release_app, name="release")
+app.add_typer(plan_app, name="plan")
 app.add_typer(bundle_app, name="bundle")
 
 Inventory = Annotated[

@@ -36,6 +36,7 @@ class Cost(Strict):
     nodes, each pool's on their own.
     """
 
+    currency: str
     gpu_hours_per_million: float
     money_per_million: float
     money_per_million_output: float
@@ -91,6 +92,7 @@ def cost(
         transfer = demand * workload.isl.mean * (1 - workload.decode_hit_rate) * how.bytes_per_token / 1e9
     engines_ = groups * (pools["decode"].replicas if "decode" in pools else 1)
     return Cost(
+        currency=prices.currency,
         gpu_hours_per_million=groups * layout.gpus / millions,
         money_per_million=per_hour / millions,
         money_per_million_output=per_hour / (output * SECONDS_PER_HOUR / MILLION),

@@ -101,7 +101,8 @@ def probe(fleet: Fleet, workload: Workload, sla: Sla, qps: float, *, seed: int, 
     """Simulate one rate and judge it."""
     seen = window(workload, qps, lasting)
     crowd = int(CROWD * qps * lasting + 20 * sqrt(qps * lasting) + 50)
-    run = simulate(fleet, traffic(workload, qps, seen, seed), seed=seed, crowd=crowd)
+    requests = traffic(workload, qps, seen, seed, even=True)
+    run = simulate(fleet, requests, seed=seed, crowd=crowd)
     if run.gave_up:
         return Probe(None, False, {}, run.pools)
     found = point(run, qps, seen)

@@ -62,8 +62,14 @@ class Run:
     gave_up: bool
 
 
-def traffic(workload: Workload, qps: float, window: Window, seed: int) -> list[Request]:
-    """Draw requests. One seed gives the same lengths and, scaled by the rate, the same gaps at any rate."""
+def traffic(
+    workload: Workload, qps: float, window: Window, seed: int, *, even: bool = False
+) -> list[Request]:
+    """Draw requests. One seed gives the same lengths and, scaled by the rate, the same gaps at any rate.
+
+    With ``even`` the warm-up and the rest of the window each get exactly as many requests as the rate says: a
+    search over rates should not find the luck of a drawing. Bursts inside stay as they were drawn.
+    """
     expected = qps * (window.drop_s if window.requests else window.seconds)
     # Six standard deviations of a Poisson count, and more where gaps vary more.
     total = int(expected + 6 * max(1.0, workload.arrival_cv) * expected**0.5) + (window.requests or 50)
@@ -74,10 +80,12 @@ def traffic(workload: Workload, qps: float, window: Window, seed: int) -> list[R
         shape = 1.0 / workload.arrival_cv**2
         gaps = gaps_rng.gamma(shape, 1.0 / shape, total)
     arrivals = np.cumsum(gaps) / qps
+    if even:
+        arrivals = _evened(arrivals, qps, window)
     isl, osl = _lengths(workload.isl, isl_rng, total), _lengths(workload.osl, osl_rng, total)
     requests = []
     counted = 0
-    for index in range(total):
+    for index in range(len(arrivals)):
         if arrivals[index] > window.seconds or (window.requests and counted >= window.requests):
             break
         counted += bool(arrivals[index] >= window.drop_s)
@@ -89,6 +97,14 @@ def traffic(workload: Workload, qps: float, window: Window, seed: int) -> list[R
             )
         )
     return requests
+
+
+def _evened(arrivals: np.ndarray, qps: float, window: Window) -> np.ndarray:
+    warm, rest = round(qps * window.drop_s), round(qps * (window.seconds - window.drop_s))
+    begun = arrivals[warm - 1] if warm else 0.0
+    first = arrivals[:warm] * (window.drop_s / arrivals[warm])
+    later = (arrivals[warm : warm + rest] - begun) / (arrivals[warm + rest] - begun)
+    return np.concatenate([first, window.drop_s + later * (window.seconds - window.drop_s)])
 
 
 def _lengths(lengths: Lengths, rng: np.random.Generator, total: int) -> np.ndarray:
