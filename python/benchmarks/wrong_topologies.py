@@ -64,7 +64,11 @@ def main() -> int:
         said = refusal(case, data["sites"])
         right += case["says"] in said
         # Without the topology's name, and the first of several reasons.
-        why = said.partition(": ")[2].partition("; pools.")[0] if said else "NOT REFUSED"
+        why = (
+            said.partition(": ")[2].partition("; pools.")[0].partition("; kv_transfer.")[0]
+            if said
+            else "NOT REFUSED"
+        )
         lines.append(
             f"| {case['what']} | {why} |" if markdown else f"{case['what']} ({case['topology']}): {why}"
         )

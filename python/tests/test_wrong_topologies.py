@@ -72,6 +72,15 @@ def test_a_fault_that_is_not_found_ends_the_script_with_1(
     assert "nothing wrong (qwen3-235b-1p3d): NOT REFUSED\n\n0 of 1 refused" in capsys.readouterr().out
 
 
+def test_the_documented_table_is_what_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["wrong_topologies.py", "--markdown"])
+    assert script.main() == 0
+    table = capsys.readouterr().out.partition("\n\n")[0]
+    assert table in (script.ROOT / "docs/topologies.md").read_text()
+
+
 def test_every_reason_is_named_at_once() -> None:
     topology = load("qwen3-235b-1p3d", script.ROOT / "inventories/topologies")
     topology["engine"] |= {"load_format": "dummy", "max_model_len": 50000}
