@@ -163,8 +163,8 @@ class Topology(Strict):
         if d % p:
             yield (
                 f"pools.decode.tensor_parallel_size {d} is no multiple of pools.prefill.tensor_parallel_size "
-                f"{p}: NIXL's connector splits a prefill rank's KV cache over decode ranks; that it joins several is "
-                "reported not to work (llm-d pull request 2187); lower prefill's or raise decode's"
+                f"{p}: NIXL's connector splits a prefill rank's KV cache over decode ranks; that it joins "
+                "several is reported not to work (llm-d pull request 2187); lower prefill's or raise decode's"
             )
         for key, why in MUST_MATCH.items():
             one, other = ({**self.engine, **pool.engine}.get(key) for pool in (prefill, decode))
