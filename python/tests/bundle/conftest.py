@@ -197,6 +197,6 @@ def world(fresh: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worl
 @pytest.fixture
 def made(finished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world whose bundle is made."""
-    copied = finished.copy(tmp_path / "world")
+    copied = finished.copy(tmp_path / "made")
     at(copied.root, monkeypatch)
     return copied

@@ -14,11 +14,12 @@ import httpx
 import pytest
 
 from splitrail.bundle import manifest, signing
-from splitrail.bundle.create import Watcher
+from splitrail.bundle.create import Watcher, left_out
 from splitrail.bundle.fetch import Wanted, fetch_all
 from splitrail.bundle.manifest import BundleError
 from splitrail.bundle.store import Store, digest_of
-from tests.bundle.conftest import LOCK, World, make_index, make_wheel
+from splitrail.release import load as load_release
+from tests.bundle.conftest import LOCK, ROOT, World, make_index, make_wheel
 
 FAR_PAST = "20200101T000000"
 
@@ -70,6 +71,14 @@ def test_the_secret_key_is_its_owners_and_not_in_the_bundle(made: World) -> None
     assert made.key.secret.stat().st_mode & 0o777 == 0o600
     secret = made.key.secret.read_text(encoding="utf-8").splitlines()[3]
     assert all(secret.encode() not in path.read_bytes() for path in made.out.rglob("*") if path.is_file())
+
+
+def test_what_a_bundle_does_not_hold_is_said() -> None:
+    folder = ROOT / "inventories/releases"
+    assert left_out(load_release(folder / "cpu.yml")) == []
+    said = " ".join(left_out(load_release(folder / "mi325x-rocm7.0.yml")))
+    for part in ("release.host", "Containerfile", "3.12.12"):
+        assert part in said
 
 
 # Bad inputs

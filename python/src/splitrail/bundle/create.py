@@ -83,7 +83,10 @@ def create(needs: Needs, request: Request, out: Path, key: Key, watch: Watcher) 
             artifacts += _apt_index(plan.debs, request.suite, store, key)
             if plan.faults:
                 raise BundleError([*plan.faults, "The rest was fetched and is kept"], 1)
-            return _conclude(artifacts, needs, request, store, key)
+            made = _conclude(artifacts, needs, request, store, key)
+            for what in left_out(release):
+                watch.step(f"NOT in the bundle: {what}")
+            return made
         except OSError as error:
             raise BundleError(explain(error, out)) from error
 
@@ -105,6 +108,18 @@ def _plan(needs: Needs, release: Release, request: Request, http: httpx.Client, 
     watch.step("sizes")
     plan.attempt(lambda: _sizes(plan, http))
     return plan
+
+
+def left_out(release: Release) -> list[str]:
+    """What a release wants beside all that a bundle holds, in words; docs/air-gap.md says what to do."""
+    found = []
+    if release.host is not None:
+        found.append("the vendor's repositories for the servers themselves (release.host)")
+    if release.base_image.source == "registry":
+        found.append("packages that the Containerfile installs inside the base image")
+    if release.python_full:
+        found.append(f"the interpreter that uv fetches for the image (Python {release.python_full})")
+    return found
 
 
 def _plan_debs(plan: Plan, needs: Needs, release: Release, request: Request) -> None:

@@ -29,7 +29,7 @@ def place(name: str) -> str:
     return f"v2/{name}"
 
 
-def copy(ref: str, blobs: Path, work: Path, *, insecure: bool = False) -> Image:
+def copy(ref: str, blobs: Path, work: Path) -> Image:
     """Copy an image into ``blobs`` (files named by their sha256; what is there is not fetched again).
 
     The platform is linux/amd64. Raises BundleError: no skopeo, no such image, or another one than its digest.
@@ -53,7 +53,6 @@ def copy(ref: str, blobs: Path, work: Path, *, insecure: bool = False) -> Image:
                 "--preserve-digests",
             ),
             *("--retry-times=3", f"--dest-shared-blob-dir={blobs.parent}"),
-            *(["--src-tls-verify=false"] if insecure else []),
             # skopeo takes a tag or a digest, not both; the digest says more.
             f"docker://{match['name']}"
             + (f"@{match['digest']}" if match["digest"] else f":{match['tag'] or 'latest'}"),
