@@ -56,6 +56,11 @@ def workload(isl: float = 8000, osl: float = 512, **more: float) -> Workload:
 @pytest.fixture
 def model() -> Model:
     """The made-up system as `calibrate` would write it."""
+    return make_model()
+
+
+def make_model() -> Model:
+    """The same, where a fixture does not reach."""
     system = System(
         name="made up",
         gpu=Gpu(name="H200", tflops=989, memory_gb=141, memory_gb_per_s=4800),
