@@ -47,14 +47,14 @@ def url(made: World, tmp_path: Path) -> Iterator[str]:
 
 def failed(url: str, world: World, **needs: object) -> dict[str, str]:
     """Subject and measure of every check that failed."""
-    reached, _, checks = examine(url, world.key.public.read_text(encoding="utf-8"), NEEDS | needs)
-    assert reached
+    about, checks = examine(url, world.key.public.read_text(encoding="utf-8"), NEEDS | needs)
+    assert about["reached"]
     return {f"{check['name']} {check['subject']}": check["measured"] for check in checks if not check["ok"]}
 
 
 def test_a_bundle_that_has_everything(url: str, made: World) -> None:
-    reached, suite, checks = examine(url, made.key.public.read_text(encoding="utf-8"), NEEDS)
-    assert (reached, suite) == (True, "bookworm")
+    about, checks = examine(url, made.key.public.read_text(encoding="utf-8"), NEEDS)
+    assert about == {"reached": True, "suite": "bookworm", "sources": False}
     assert all(check["ok"] for check in checks)
     assert {check["name"] for check in checks} >= {
         "bundle.signature",
@@ -116,15 +116,22 @@ def test_an_expired_key(url: str, made: World, monkeypatch: pytest.MonkeyPatch) 
 
 def test_half_a_key(url: str, made: World) -> None:
     text = made.key.public.read_text(encoding="utf-8")[:200]
-    _, _, checks = examine(url, text, NEEDS)
+    _, checks = examine(url, text, NEEDS)
     assert "cut short" in next(check["measured"] for check in checks if not check["ok"])
 
 
 def test_nobody_serves() -> None:
-    reached, _, [check] = examine("http://127.0.0.1:9", "", NEEDS)
-    assert not reached
+    about, [check] = examine("http://127.0.0.1:9", "", NEEDS)
+    assert not about["reached"]
     assert check["name"] == "bundle.served"
     assert "refused" in check["measured"]
+
+
+@pytest.mark.parametrize("text", ["{}", "no JSON", "[]"])
+def test_something_else_is_served(url: str, made: World, text: str) -> None:
+    (made.out / NAME).write_text(text, encoding="utf-8")
+    [subject] = failed(url, made)
+    assert subject == f"bundle.served {url}"
 
 
 # Packages of the roles
@@ -149,7 +156,7 @@ def test_no_roles_packages_are_forgotten() -> None:
     tasks = yaml.safe_load((ROOT / "playbooks/tasks/bundle_needs.yml").read_text(encoding="utf-8"))
     loaded = set(tasks[0]["loop"])
     # Their lists are one package long and stand in a task.
-    named = {"image_registry": "docker-registry", "host_tuning": "chrony"}
+    named = {"image_registry": "docker-registry", "host_tuning": "chrony", "package_mirror": "git"}
     text = str(tasks[1])
     assert installing() == loaded | set(named)
     assert all(package in text for package in named.values())

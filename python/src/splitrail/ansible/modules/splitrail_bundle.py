@@ -48,6 +48,10 @@ suite:
   description: Code name of the system that the packages are of; empty unless the signature is good.
   returned: always
   type: str
+sources:
+  description: Whether the bundle has git sources.
+  returned: always
+  type: bool
 checks:
   description: The findings, for M(splitrail_verdict).
   returned: always
@@ -155,25 +159,23 @@ def _there(name: str, there: set[str], *, short: bool) -> bool:
     return name in there or (short and any(one.startswith(name) for one in there))
 
 
-def examine(url: str, key: str, needs: dict[str, Any]) -> tuple[bool, str, list[Check]]:
-    """Whether there is a bundle, its suite, and the findings."""
+def examine(url: str, key: str, needs: dict[str, Any]) -> tuple[dict[str, Any], list[Check]]:
+    """What RETURN says of the bundle, and the findings."""
+    none = {"reached": False, "suite": "", "sources": False}
     hint = "See that it is served (`systemctl status splitrail-bundle` on the head) and correct bundle_url."
     try:
         raw, signed = read(f"{url}/manifest.json"), read(f"{url}/manifest.json.sig")
         manifest: dict[str, Any] = json.loads(raw)
         of, digest, suite = manifest["release"], manifest["release_sha256"], str(manifest["suite"])
     except OSError as error:
-        return False, "", [unmade("bundle.served", url, str(error), "a manifest", hint=hint)]
+        return none, [unmade("bundle.served", url, str(error), "a manifest", hint=hint)]
     except (ValueError, KeyError, TypeError) as error:
-        return (
-            True,
-            "",
-            [unmade("bundle.served", url, f"no manifest of a bundle: {error!r}", "a manifest", hint=hint)],
-        )
+        why = f"no manifest of a bundle: {error!r}"
+        return {**none, "reached": True}, [unmade("bundle.served", url, why, "a manifest", hint=hint)]
     checks = [check("bundle.served", url, True, "served", "served"), *signature(raw, signed, key)]
     if not checks[-1]["ok"]:
         # What it says is not worth comparing.
-        return True, "", checks
+        return {**none, "reached": True}, checks
     if needs:
         same = (of, digest) == (needs.get("release"), needs.get("release_sha256"))
         other = (
@@ -192,7 +194,8 @@ def examine(url: str, key: str, needs: dict[str, Any]) -> tuple[bool, str, list[
             )
         )
         checks += compare(needs, manifest)
-    return True, suite, checks
+    sources = any(one["kind"] == "git" for one in manifest["artifacts"])
+    return {"reached": True, "suite": suite, "sources": sources}, checks
 
 
 def main() -> None:
@@ -205,10 +208,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    reached, suite, checks = examine(
-        module.params["url"].rstrip("/"), module.params["key"], module.params["needs"]
-    )
-    module.exit_json(changed=False, reached=reached, suite=suite, checks=checks)
+    about, checks = examine(module.params["url"].rstrip("/"), module.params["key"], module.params["needs"])
+    module.exit_json(changed=False, checks=checks, **about)
 
 
 if __name__ == "__main__":
