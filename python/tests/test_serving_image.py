@@ -376,6 +376,16 @@ def test_a_changed_pin_changes_one_stage(
     assert {name for name in before if before[name] != after[name]} == changes
 
 
+def test_each_flag_of_ucx_has_its_module_looked_for(rocm: dict[str, Any]) -> None:
+    for flags, modules in (
+        (["--with-verbs", "--with-rocm=/opt/rocm"], {"libuct_ib.so", "libuct_rocm.so"}),
+        (["--with-verbs"], {"libuct_ib.so"}),
+        (["--enable-mt"], set()),
+    ):
+        rocm["sources"]["ucx"]["configure"] = flags
+        assert set(re.findall(r"libuct_\w+\.so", rendered(rocm)["ucx"])) == modules
+
+
 def test_upstreams_wheel_is_built_with_the_releases_options() -> None:
     release = yaml.safe_load((ROOT / f"inventories/releases/{UPSTREAM}.yml").read_text())
     stage = rendered(release)["nixl"]
