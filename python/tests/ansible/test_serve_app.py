@@ -452,6 +452,18 @@ def test_each_bundle_must_fit_on_one_node() -> None:
     assert lacking(config(), [*apart, {"resources_total": {"CPU": 1, "decode": 1}}]) == []
 
 
+def test_each_rank_of_a_data_parallel_engine_counts() -> None:
+    spread = config()
+    spread["applications"][0]["args"] = {
+        "llm_configs": [{**llm(1), "engine_kwargs": {"data_parallel_size": 3}}]
+    }
+    offer = {"CPU": 8, "decode": 3}
+    assert lacking(spread, [{"resources_total": offer}]) == []
+    assert lacking(spread, [{"resources_total": {**offer, "decode": 2}}]) == [
+        "the engines reserve 3 decode, the 1 live nodes offer 2"
+    ]
+
+
 def test_both_pools_count_and_rounding_does_not() -> None:
     both = config()
     both["applications"][0]["args"] = {"prefill_config": llm(2), "decode_config": llm(1)}

@@ -81,6 +81,7 @@ def choose(topology: Topology, release: str, attention: str) -> tuple[Topology, 
         said = extra.get(key) if target is extra else _said(topology, key)
         if said is None:
             target[key] = choice.value
+        if said is None or said == choice.value:
             notes.append(f"{key} {choice.value}: {choice.why}")
         else:
             notes.append(f"{key} {said}: the topology's own, the table says {choice.value}: {choice.why}")

@@ -156,9 +156,11 @@ def lacking(config: Config, nodes: list[Json]) -> list[str]:
     wanted: Counter[str] = Counter()
     found = []
     for one in llm_configs(config):
+        # Ray starts a replica for each data-parallel rank, num_replicas times.
+        ranks = one.get("engine_kwargs", {}).get("data_parallel_size", 1)
         for bundle in one["placement_group_config"]["bundles"]:
             for name, amount in bundle.items():
-                wanted[name] += amount * one["deployment_config"]["num_replicas"]
+                wanted[name] += amount * one["deployment_config"]["num_replicas"] * ranks
             if not any(all(offer.get(name, 0) >= bundle[name] for name in bundle) for offer in offers):
                 found.append(
                     f"an engine worker reserves {json.dumps(bundle)}, which no live node offers alone"
