@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
+from ansible.plugins.filter.urlsplit import split_url
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
@@ -312,6 +313,52 @@ def test_a_bill_without_packages_is_not_written(sbom: ModuleType, share: Path, c
     with pytest.raises(sbom.subprocess.CalledProcessError):
         sbom.main()
     assert not (share / "sbom.json").exists()
+
+
+# Where a build fetches from.
+
+PLACES = {"git": "", "wheels": "", "apt": "", "registry": "", "python": ""}
+SIMPLE = "http://10.0.0.1:8090/simple"
+
+
+def configuration(name: str, **places: str) -> str:
+    """A file of configuration that is mounted over a build, without its head line."""
+    environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701
+    environment.filters["urlsplit"] = split_url
+    text = (ROOT / f"roles/serving_image/templates/{name}.j2").read_text(encoding="utf-8")
+    image = {"source": "registry", "ref": "docker.io/rocm/dev-ubuntu-22.04:7.0-complete"}
+    said = environment.from_string(text).render(
+        __serving_image_place=PLACES | places, serving_image_release={"base_image": image}
+    )
+    return said.partition("\n")[2].strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "places", "says"),
+    [
+        ("gitconfig", {"git": "http://h/git/"}, '[url "http://h/git/"]\n    insteadOf = https://'),
+        ("pip.conf", {"wheels": SIMPLE}, f"[global]\nindex-url = {SIMPLE}\ntrusted-host = 10.0.0.1"),
+        ("pip.conf", {"wheels": "https://h/simple"}, "[global]\nindex-url = https://h/simple"),
+        ("uv.toml", {"wheels": SIMPLE}, f'[[index]]\nurl = "{SIMPLE}"\ndefault = true'),
+        ("uv.toml", {"python": "http://h/python"}, 'python-install-mirror = "http://h/python"'),
+        ("uv.toml", {"python": "http://h/l.json"}, 'python-downloads-json-url = "/etc/uv/downloads.json"'),
+        ("sources.list", {"apt": "http://h/apt"}, "deb [trusted=yes] http://h/apt ./"),
+        (
+            "sources.list",
+            {"apt": "deb [signed-by=/k] http://h/u jammy main\n"},
+            "deb [signed-by=/k] http://h/u jammy main",
+        ),
+        (
+            "registries.conf",
+            {"registry": "10.0.0.1:8090"},
+            '[[registry]]\nlocation = "docker.io"\n\n'
+            '[[registry.mirror]]\nlocation = "10.0.0.1:8090"\ninsecure = true',
+        ),
+    ],
+)
+def test_another_place_is_said_in_each_tools_own_words(name: str, places: dict[str, str], says: str) -> None:
+    assert configuration(name, **places) == says
+    assert configuration(name) == ""
 
 
 # The Containerfile of the platform mi325x.
