@@ -65,7 +65,8 @@ class Answer:
 
     ``margin`` is the best split's goodput over aggregated's less one (None where one of them sustains
     nothing); ``confidence`` the share of seeds, all paired, in which the recommended option is not behind the
-    other mode's best. ``marginal`` maps what one more engine would be to the requests a second that it adds.
+    other mode's best. ``marginal`` maps the best layout of each mode, and what one more engine of it would
+    be, to the requests a second that this adds.
     """
 
     options: list[Option]
@@ -73,7 +74,7 @@ class Answer:
     margin: float | None
     confidence: float
     words: str
-    marginal: dict[str, float] = field(default_factory=dict)
+    marginal: dict[str, dict[str, float]] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
 
     def best(self, mode: str) -> Option | None:
@@ -259,7 +260,8 @@ def answer(
     options = searcher.repeat(question, searcher.refine(question, options), seeds)
     found = _conclude(options)
     if found.recommended is not None:
-        found.marginal = marginal(question, searcher, found.recommended)
+        both = [best for best in (found.best("aggregated"), found.best("pd")) if best is not None]
+        found.marginal = marginal(question, searcher, both)
     if prices is not None:
         found.costs = costs(question, options, prices, demand)
     return found
@@ -305,18 +307,25 @@ def _conclude(options: list[Option]) -> Answer:
     return Answer(options, whole, margin, confidence, words)
 
 
-def marginal(question: Question, searcher: Searcher, best: Option) -> dict[str, float]:
-    """Requests a second that one more engine of each role adds to the recommended layout."""
-    layout = best.layout
-    grown: dict[str, Layout] = {}
-    for role, engines in layout.pools.items():
-        more = engines.model_copy(update={"replicas": engines.replicas + 1})
-        grown[role] = layout.model_copy(update={role: more})
-    found = searcher.run([_Job(question, one, 0, best.found.qps) for one in grown.values()])
-    return {
-        role: (result.qps - best.found.qps) if result else 0.0
-        for role, result in zip(grown, found, strict=True)
-    }
+def marginal(
+    question: Question, searcher: Searcher, options: Sequence[Option]
+) -> dict[str, dict[str, float]]:
+    """Requests a second that one more engine of each role adds to each of these options."""
+    grown = [
+        (
+            option,
+            role,
+            option.layout.model_copy(update={role: Engines(replicas=pool.replicas + 1, tp=pool.tp)}),
+        )
+        for option in options
+        for role, pool in option.layout.pools.items()
+    ]
+    results = searcher.run([_Job(question, layout, 0, option.found.qps) for option, _, layout in grown])
+    gains: dict[str, dict[str, float]] = {}
+    for (option, role, _), result in zip(grown, results, strict=True):
+        gain = result.qps - option.found.qps if result else 0.0
+        gains.setdefault(option.layout.label, {})[role] = gain
+    return gains
 
 
 def costs(

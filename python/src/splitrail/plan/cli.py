@@ -21,7 +21,7 @@ from splitrail.plan.fit import calibrate as fit_curves
 from splitrail.plan.report import draw
 from splitrail.plan.show import document, show
 from splitrail.plan.simulate import SimulationError
-from splitrail.plan.system import Model, load_model
+from splitrail.plan.system import Model, load_model, with_cross_layer_blocks
 from splitrail.plan.variants import variants
 from splitrail.plan.write import write
 from splitrail.workload import (
@@ -98,6 +98,10 @@ def plan(
     decode_model: Annotated[
         str | None, typer.Option("--decode-model", help="The decode pool's, where its GPUs are others.")
     ] = None,
+    cross_layer_blocks: Annotated[
+        bool,
+        typer.Option("--cross-layer-blocks", help="As if a KV block of 128 tokens were one descriptor."),
+    ] = False,
     prices: Annotated[
         Path | None, typer.Option("--prices", help="YAML: currency, gpu_hour by GPU, gpus_per_node.")
     ] = None,
@@ -140,6 +144,8 @@ def plan(
                 "--write and --topology go together: the file's other keys come from the latter"
             )
         known = find_model(model)
+        if cross_layer_blocks:
+            known = with_cross_layer_blocks(known)
         question = Question(
             model=known,
             workload=Workload(

@@ -90,10 +90,11 @@ def conclusion(question: Question, answer: Answer) -> list[str]:
         f"{len(best.rates)} paired seeds); the conclusion held in {answer.confidence:.0%} of them. "
         f"It ends with {ends(best)}."
     )
-    if answer.marginal:
-        gains = sorted(answer.marginal.items(), key=lambda item: -item[1])
-        told = ", ".join(f"{role} {gain:+.3g}" for role, gain in gains)
-        lines.append(f"One more engine adds, in requests/s: {told}. It should be: {gains[0][0]}.")
+    for label, adds in answer.marginal.items():
+        gains = sorted(adds.items(), key=lambda item: -item[1])
+        told = ", ".join(f"{role} {gain:+.2f}" for role, gain in gains)
+        should = f" It should be: {gains[0][0]}." if label == best.layout.label else ""
+        lines.append(f"One more engine beside {label} adds, in requests/s: {told}.{should}")
     if best.layout.label in answer.costs:
         figures = answer.costs[best.layout.label]
         lines.append(

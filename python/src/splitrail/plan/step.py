@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import Field
 
@@ -113,8 +112,3 @@ class Kind:
     def blocks(self) -> int:
         """Blocks of the KV cache."""
         return self.settings.kv_tokens // self.settings.block_size
-
-
-def describe(kind: Kind) -> dict[str, Any]:
-    """Plain data for records."""
-    return {"step": kind.step.model_dump(), "settings": kind.settings.model_dump()}

@@ -16,6 +16,7 @@ from splitrail.plan.step import Kind, Settings, Step, Transfer
 from splitrail.workload import Engines, Layout, Strict, WorkloadError, explain
 
 Role = Literal["aggregated", "prefill", "decode"]
+CROSS_LAYER_BLOCK = 128
 # Bytes that one all-reduce moves for a token are two of its hidden vector, twice a layer.
 ALL_REDUCES_PER_LAYER = 2
 
@@ -189,6 +190,17 @@ def kind(model: Model, role: Role, engines: Engines) -> Kind:
         transfer=model.transfer if role == "decode" else None,
         prefill_only=role == "prefill",
     )
+
+
+def with_cross_layer_blocks(model: Model) -> Model:
+    """The same system with vLLM's `enable_cross_layers_blocks`: blocks of 128 tokens, each one descriptor."""
+    settings = {
+        role: own.model_copy(update={"block_size": CROSS_LAYER_BLOCK})
+        for role, own in model.system.settings.items()
+    }
+    system = model.system.model_copy(update={"settings": settings, "descriptors_per_block": 1.0})
+    transfer = model.transfer.model_copy(update={"descriptors_per_block": 1.0})
+    return model.model_copy(update={"system": system, "transfer": transfer})
 
 
 def _role(name: str) -> Role:
