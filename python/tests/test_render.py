@@ -265,14 +265,17 @@ def test_the_lab_renders(tmp_path: Path) -> None:
 
 
 def test_one_host_of_h200_renders(tmp_path: Path, guarded: Path) -> None:
-    done = render(PROJECT, options("h200"), tmp_path / "out")
+    # As text, which is how `-e key=value` gives it.
+    done = render(PROJECT, options("h200", llm_serve_bench="false", gpus_per_node="4"), tmp_path / "out")
     assert set(done.per_host()) == {"h200-1"}
     assert done.index["release"] == "h200"
     env = (done.folder / "h200-1/etc/ray/ray.env").read_text().splitlines()
     # KV caches stay on the host's NVLink: neither a NIC nor TCP may carry them.
     assert "UCX_TLS=cuda_ipc,cuda_copy,sm,self" in env
     config = yaml.safe_load((done.folder / "h200-1/etc/splitrail/serve/app.yaml").read_text())
+    assert config["applications"][0]["name"] == "llm"
     arguments = config["applications"][0]["args"]
+    assert "load_format" not in arguments["decode_config"]["engine_kwargs"]
     assert arguments["decode_config"]["deployment_config"]["num_replicas"] == 3
     assert arguments["decode_config"]["placement_group_config"]["bundles"] == [{"GPU": 1}]
     assert not guarded.exists(), "render ran ssh"

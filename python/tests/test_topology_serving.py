@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from splitrail.topology import Site, Topology, load, names, parse, serving
+from splitrail.topology import Site, Topology, TopologyError, load, names, parse, serving
 from splitrail.topology.app import app_config
 from splitrail.topology.kv_layout import choose, layouts
 from splitrail.topology.memory import GB, GPU_BYTES, default_utilization, fit
@@ -116,6 +116,12 @@ def test_data_parallel_engines_reserve_a_rank_a_replica() -> None:
     decode = yaml.safe_load(text)["applications"][0]["args"]["decode_config"]
     assert decode["engine_kwargs"]["data_parallel_size"] == 2
     assert len(decode["placement_group_config"]["bundles"]) == 8
+
+
+def test_what_a_node_offers_is_a_number() -> None:
+    nodes: Any = {"n1": {"GPU": "4"}}
+    with pytest.raises(TopologyError, match=r"llm_serve_nodes\.n1\.GPU is '4': write a number"):
+        serving(load("qwen3-14b-4agg", TOPOLOGIES), site("h200", nodes=nodes))
 
 
 def test_split_roles_are_rendered() -> None:

@@ -200,7 +200,14 @@ def _memory(place: str, pool: Pool, model: Facts, site: Site) -> Iterator[str]:
 
 def _places(topology: Topology, site: Site) -> Iterator[str]:
     """Whether the nodes hold all engines, the ranks that exchange tensors on one node each."""
-    if not site.nodes:
+    texts = [
+        f"llm_serve_nodes.{node}.{key} is {amount!r}: write a number"
+        for node, offer in site.nodes.items()
+        for key, amount in offer.items()
+        if not isinstance(amount, int | float)
+    ]
+    yield from texts
+    if not site.nodes or texts:
         return
     free = {node: dict(offer) for node, offer in site.nodes.items()}
     for name, pool in topology.served.items():
