@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from math import exp, log
 
 import numpy as np
-from scipy.optimize import least_squares
 
+from splitrail.plan.descend import descend
 from splitrail.plan.simulate import Run, point, simulate, traffic
 from splitrail.plan.step import Step, Transfer
 from splitrail.plan.system import Model, System, fleet, weights_seconds
@@ -24,8 +24,7 @@ SEEDS = 5
 NOISE_SEEDS = 20
 # What a model of this form misses even without noise, as a standard deviation of a logarithm.
 MODEL_ERROR = 0.05
-# Finite differences of a simulation need a step that moves more than a request or two.
-DIFFERENCE = 0.03
+# Of the offered rate: under it a point did not keep up.
 KEPT_UP = 0.9
 # Posting a transfer of 90 descriptors took 1.0 ms where 40,000 took 136 ms: 0.7 ms are not the descriptors'.
 POST_S = 7e-4
@@ -85,7 +84,7 @@ def priors(system: System) -> dict[str, Prior]:
         "step_s": Prior(weights_seconds(system, tp) / 0.8 + 1e-3 + kernels * shape.layers, 0.6),
         "token_s": Prior(shape.flops / rate, 1.0),
         "attention_ratio": Prior(1.25 * shape.attention_flops / shape.flops, 0.3),
-        "sequence_s": Prior(3e-5, 0.7),
+        "sequence_s": Prior(2e-5, 1.0),
         "context_s": Prior(shape.kv_bytes * heads_held / shape.kv_heads / bandwidth, 0.3),
         "mixed_ratio": Prior(3.0, 0.7),
         "overhead_s": Prior(1e-2, 0.7),
@@ -142,11 +141,11 @@ def _once(model: Model, sample: Sample, seed: int) -> Point:
 
 
 def figures(points: Sequence[Point], keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The median over seeds of each figure's logarithm, and the covariance of the logarithms in one run."""
+    """The mean over seeds of each figure's logarithm, and the covariance of the logarithms in one run."""
     table = np.array([[log(seen.value(key) or 1e-9) for key in keys] for seen in points])
     if len(points) == 1:
         return table[0], np.zeros((len(keys), len(keys)))
-    return np.median(table, axis=0), np.atleast_2d(np.cov(table, rowvar=False))
+    return table.mean(axis=0), np.atleast_2d(np.cov(table, rowvar=False))
 
 
 def whitening(covariance: np.ndarray) -> np.ndarray:
@@ -188,7 +187,7 @@ def calibrate(curves: Curves, only: Sequence[str] | None = None) -> Model:
     keys = [list(sample.measured.figures) for sample in known]
     measured = [np.log(list(sample.measured.figures.values())) for sample in known]
     # First to the neighbourhood; then a point that was measured badly must not pull the rest along.
-    for loss in ("linear", "soft_l1"):
+    for robust in (False, True):
         now = model_at(at)
         weights = [
             whitening(figures(predict(now, s, NOISE_SEEDS), k)[1]) for s, k in zip(known, keys, strict=True)
@@ -202,15 +201,7 @@ def calibrate(curves: Curves, only: Sequence[str] | None = None) -> Model:
             ]
             return np.concatenate([*parts, (x - guess) / spread])
 
-        found = least_squares(
-            residuals,
-            at,
-            loss=loss,
-            diff_step=DIFFERENCE / np.maximum(np.abs(at), 1e-3),
-            x_scale=spread,
-            max_nfev=15,
-        )
-        at = found.x
+        at = descend(residuals, at, robust=robust)
     model = model_at(at)
     return model.model_copy(
         update={
