@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from splitrail.cli import app
 
-ASK = ["plan", "--isl", "2000", "--osl", "200", "--gpus", "2", "--seeds", "1", "--workers", "1"]
+MODEL = ["--model", "h200-qwen3-14b"]
+ASK = ["plan", *MODEL, "--isl", "2000", "--osl", "200", "--gpus", "2", "--seeds", "1", "--workers", "1"]
 TOPOLOGIES = Path(__file__).parents[3] / "inventories/topologies"
 
 
@@ -55,6 +56,23 @@ def test_what_cannot_run_is_exit_code_2_and_named(argv: list[str], wanted: str) 
     code, _, stderr = run(*ASK, *argv)
     assert code == 2
     assert wanted in " ".join(stderr.split())
+
+
+def test_two_processes_say_the_same_as_one() -> None:
+    told = [json.loads(run(*ASK[:-1], n, "--sla", "tpot_p90=30", "--json")[1]) for n in ("1", "2")]
+    assert told[0] == told[1]
+
+
+def test_a_model_must_be_named() -> None:
+    code, _, stderr = run("plan", "--isl", "9", "--osl", "9", "--sla", "tpot_p90=30")
+    assert code == 2
+    assert "say --model" in " ".join(stderr.split())
+
+
+def test_a_workload_that_fits_nowhere_is_named() -> None:
+    code, _, stderr = run(*ASK, "--sla", "tpot_p90=30", "--isl", "9e6")
+    assert code == 2
+    assert "longest request fit at no tensor-parallel size asked for (1)" in " ".join(stderr.split())
 
 
 def test_calibrate_names_what_is_wrong_with_a_file(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
+from multiprocessing import get_context
 from statistics import fmean, stdev
 
 from splitrail.plan.cost import Cost, Prices, cost
 from splitrail.plan.goodput import Goodput, goodput
+from splitrail.plan.simulate import SimulationError
 from splitrail.plan.system import Model, fleet
 from splitrail.workload import Engines, Layout, Sla, Workload, WorkloadError
 
@@ -136,9 +138,9 @@ def _work(job: _Job) -> Goodput | None:
     question = job.question
     try:
         engines = fleet(job.layout, question.model, question.decode_model)
-    except WorkloadError:
-        return None  # the weights do not fit at this size
-    return goodput(engines, question.workload, question.sla, job.seed, job.near)
+        return goodput(engines, question.workload, question.sla, job.seed, job.near)
+    except (WorkloadError, SimulationError):
+        return None  # the weights or the longest request do not fit at this size
 
 
 class Searcher:
@@ -146,7 +148,9 @@ class Searcher:
 
     def __init__(self, workers: int | None = None, progress: Progress | None = None) -> None:
         self._workers = workers or os.cpu_count() or 1
-        self._pool = ProcessPoolExecutor(self._workers) if self._workers > 1 else None
+        # Not forked: the progress bar's thread runs meanwhile.
+        context = get_context("forkserver")
+        self._pool = ProcessPoolExecutor(self._workers, context) if self._workers > 1 else None
         self._progress = progress
         self._done = self._total = 0
 
@@ -255,7 +259,9 @@ def answer(
     options = searcher.options(question, chosen)
     if not options:
         raise WorkloadError(
-            f"{question.model.system.name}: the weights fit at no tensor-parallel size asked for"
+            f"{question.model.system.name}: the weights and this workload's longest request fit at no "
+            f"tensor-parallel size asked for ({', '.join(map(str, question.tps))}); raise it or shorten the "
+            "workload"
         )
     options = searcher.repeat(question, searcher.refine(question, options), seeds)
     found = _conclude(options)

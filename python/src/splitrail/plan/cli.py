@@ -70,6 +70,8 @@ def plan(
     osl_cv: Annotated[
         float, typer.Option("--osl-cv", help="Its coefficient of variation; 0: all alike.")
     ] = 0,
+    isl_max: Annotated[int | None, typer.Option("--isl-max", min=1, help="The longest prompt.")] = None,
+    osl_max: Annotated[int | None, typer.Option("--osl-max", min=1, help="The longest answer.")] = None,
     hit_rate: Annotated[
         float, typer.Option("--hit-rate", help="Share of each prompt in the prefix cache that prefills.")
     ] = 0,
@@ -93,8 +95,9 @@ def plan(
         bool, typer.Option("--mixed-tp", help="Try decode engines of a larger size than prefill's, too.")
     ] = False,
     model: Annotated[
-        str, typer.Option("--model", help="A file that calibrate wrote, or the name of one that comes along.")
-    ] = "h200-qwen3-14b",
+        str | None,
+        typer.Option("--model", help="A file that calibrate wrote, or the name of one that comes along."),
+    ] = None,
     decode_model: Annotated[
         str | None, typer.Option("--decode-model", help="The decode pool's, where its GPUs are others.")
     ] = None,
@@ -139,6 +142,10 @@ def plan(
     try:
         if isl is None or osl is None or not sla:
             raise WorkloadError("say --isl, --osl and at least one --sla, like --sla ttft_p90=1000")
+        if model is None:
+            raise WorkloadError(
+                f"say --model: a file that calibrate wrote, or one of {', '.join(built_in())}"
+            )
         if (write_file is None) != (topology is None):
             raise WorkloadError(
                 "--write and --topology go together: the file's other keys come from the latter"
@@ -149,8 +156,8 @@ def plan(
         question = Question(
             model=known,
             workload=Workload(
-                isl=Lengths(mean=isl, cv=isl_cv),
-                osl=Lengths(mean=osl, cv=osl_cv),
+                isl=Lengths(mean=isl, cv=isl_cv, max=isl_max),
+                osl=Lengths(mean=osl, cv=osl_cv, max=osl_max),
                 hit_rate=hit_rate,
                 decode_hit_rate=decode_hit_rate,
                 arrival_cv=arrival_cv,
