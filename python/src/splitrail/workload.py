@@ -152,8 +152,10 @@ class Layout(Strict):
 class Point(Strict):
     """What clients saw at one offered rate.
 
-    ``steady`` is null where nobody looked. A metric maps a statistic to ms; one that was not measured is
-    absent.
+    ``sent_s`` are the times at which requests were sent, where they were recorded: calibration then replays
+    them. ``descriptors`` is what a transfer had on average, as the engines count: adjacent blocks are merged,
+    so it may be far below one a block. ``steady`` is null where nobody looked. A metric maps a statistic to
+    ms; one that was not measured is absent.
     """
 
     qps: float = Field(gt=0)
@@ -161,6 +163,8 @@ class Point(Strict):
     requests: int | None = None
     seconds: float | None = None
     steady: bool | None = None
+    descriptors: float | None = Field(default=None, gt=0)
+    sent_s: tuple[float, ...] = ()
     ttft: dict[Statistic, float] = {}
     tpot: dict[Statistic, float] = {}
     e2e: dict[Statistic, float] = {}

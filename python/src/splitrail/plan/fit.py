@@ -15,7 +15,7 @@ from math import exp, log
 import numpy as np
 
 from splitrail.plan.descend import descend
-from splitrail.plan.simulate import Run, point, simulate, traffic
+from splitrail.plan.simulate import Run, point, replay, simulate, traffic
 from splitrail.plan.step import Step, Transfer
 from splitrail.plan.system import Model, System, fleet, weights_seconds
 from splitrail.workload import Curve, Curves, Layout, Point, Window, Workload, WorkloadError
@@ -127,17 +127,25 @@ def assemble(system: System, values: dict[str, float]) -> Model:
 def predict(model: Model, sample: Sample, seeds: int = SEEDS) -> list[Point]:
     """The same window under as many drawings of arrivals."""
     workload = sample.workload
-    if workload.arrival_cv == workload.isl.cv == workload.osl.cv == 0:
+    fixed = workload.arrival_cv == 0 or sample.measured.sent_s
+    if fixed and workload.isl.cv == workload.osl.cv == 0:
         seeds = 1  # nothing is drawn
     return [_once(model, sample, seed) for seed in range(seeds)]
 
 
 def _once(model: Model, sample: Sample, seed: int) -> Point:
-    qps = sample.measured.qps
-    run: Run = simulate(
-        fleet(sample.layout, model), traffic(sample.workload, qps, sample.window, seed), seed=seed
-    )
-    return point(run, qps, sample.window)
+    measured, window = sample.measured, sample.window
+    if measured.descriptors is not None:
+        blocks = sample.workload.isl.mean / model.settings("decode", model.system.tp).block_size
+        merged = {"descriptors_per_block": measured.descriptors / blocks}
+        model = model.model_copy(update={"transfer": model.transfer.model_copy(update=merged)})
+    if measured.sent_s:
+        requests = replay(sample.workload, measured.sent_s, seed)
+        window = window.model_copy(update={"drop_s": measured.sent_s[0] + window.drop_s})
+    else:
+        requests = traffic(sample.workload, measured.qps, window, seed)
+    run: Run = simulate(fleet(sample.layout, model), requests, seed=seed)
+    return point(run, measured.qps, window)
 
 
 def figures(points: Sequence[Point], keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

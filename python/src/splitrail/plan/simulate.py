@@ -99,6 +99,15 @@ def traffic(
     return requests
 
 
+def replay(workload: Workload, sent_s: Sequence[float], seed: int) -> list[Request]:
+    """Requests sent at recorded times, in seconds from the start; only their lengths are drawn."""
+    endless = Window(seconds=1e12, requests=len(sent_s))
+    drawn = traffic(workload, 1.0, endless, seed)
+    for request, at in zip(drawn, sent_s, strict=True):
+        request.arrival = at
+    return drawn
+
+
 def _evened(arrivals: np.ndarray, qps: float, window: Window) -> np.ndarray:
     warm, rest = round(qps * window.drop_s), round(qps * (window.seconds - window.drop_s))
     begun = arrivals[warm - 1] if warm else 0.0
