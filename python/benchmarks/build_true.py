@@ -6,8 +6,8 @@ Run it from the project's root, as root, on a Debian with buildah, dpkg-dev and 
 tools and ucx of templates/containerfiles/mi325x are built as they are, with the flags of the release
 mi325x-rocm7.0 but --with-rocm: no ROCm is in Debian. The base image is bootstrapped, the interpreter is the
 system's own, because neither AMD's image nor uv's interpreters are in Debian. Then the image test of the role
-serving_image looks at UCX's transports and libibverbs' provider; and once more at a UCX without --with-verbs,
-which it must refuse.
+serving_image looks at UCX's transports and libibverbs' provider, and at a UCX --without-verbs, which
+it must refuse. (To leave the flag out is not enough: UCX then takes libibverbs where it finds it.)
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def main() -> None:
         template = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(text)  # noqa: S701
         for name, configure in {
             "released": flags,
-            "no verbs": [f for f in flags if f != "--with-verbs"],
+            "no verbs": [f.replace("--with-verbs", "--without-verbs") for f in flags],
         }.items():
             release["sources"]["ucx"] = {
                 "url": "https://example.org/ucx.git", "commit": commit, "configure": configure,
