@@ -205,8 +205,8 @@ def _winner(rates: dict[str, dict[str, tuple[float, str]]]) -> str:
     """
     order = sorted(rates, key=lambda name: -rates[name]["measured"][0])
     best, second = order[0], order[1]
-    (top, sign), (next_, sign2) = rates[best]["measured"], rates[second]["measured"]
-    if sign == "<" or sign2 == ">":
+    (top, sign), (next_, _) = rates[best]["measured"], rates[second]["measured"]
+    if sign == "<" or any(rates[name]["measured"][1] == ">" for name in order[1:]):
         return "not decided | | "
     margin = top / next_ - 1
     said = max(rates, key=lambda name: rates[name]["predicted"][0])
