@@ -184,7 +184,7 @@ def residuals(question: Question) -> go.Figure | None:
     points = question.model.residuals.get("points", [])
     if not points:
         return None
-    figure = _figure("Predicted against measured: the fit's points", "predicted ms", "measured ms")
+    figure = _figure("Predicted against measured", "predicted ms", "measured ms")
     series: dict[str, list[tuple[float, float, str]]] = {}
     for point in points:
         for key, value in point["figures"].items():
