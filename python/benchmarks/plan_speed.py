@@ -3,8 +3,8 @@
 usage: python python/benchmarks/plan_speed.py
 
 Prints Markdown: wall time, for single runs processor time too, and the load of the machine at the start,
-which stretches wall time. The search is that of `splitrail plan` on all cores: aggregated and nine splits, refined
-around the best, one workload, one SLA, one seed, start of the workers included.
+which stretches wall time. The search is that of `splitrail plan` on all cores: aggregated and nine splits,
+refined around the best, one workload, one SLA, one seed, start of the workers included.
 """
 
 from __future__ import annotations
