@@ -164,3 +164,18 @@ def test_scenarios_run_the_whole_sequence() -> None:
     ]
     for path in sorted((ROOT / "molecule").glob("*/molecule.yml")):
         assert "scenario" not in load(path), f"{path}: the sequence is shared"
+
+
+def test_no_result_takes_the_name_of_a_roles_variable(role: Path) -> None:
+    """What `register` and `set_fact` leave behind wins over vars/main.yml for the rest of the play."""
+    variables = role / "vars/main.yml"
+    known = set(load(variables) or {}) if variables.exists() else set()
+    texts = [path.read_text(encoding="utf-8") for path in role.glob("tasks/*.yml")]
+    registered = {name for text in texts for name in re.findall(r"^\s*register: (\w+)", text, re.MULTILINE)}
+    facts = {
+        name
+        for text in texts
+        for task in re.findall(r"ansible\.builtin\.set_fact:\n((?:[ ]{4,}.*\n)+)", text)
+        for name in re.findall(r"^\s+(\w+):", task, re.MULTILINE)
+    }
+    assert known & (registered | facts) == set()

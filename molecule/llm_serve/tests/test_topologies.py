@@ -68,6 +68,7 @@ def test_ray_and_vllm_take_every_shipped_topology(request: pytest.FixtureRequest
     roles = next(text for name, text in configs.items() if "1p1d" in name).replace("kv_both", "kv_none")
     report = check(request, {**configs, "wrong.yaml": wrong, "zroles.yaml": roles})
     assert [fault for fault in report["faults"] if not fault.startswith(("wrong.yaml", "zroles.yaml"))] == []
-    said = " ".join(report["faults"])
-    assert "max_model_length: not an engine argument of this vLLM, do you mean 'max_model_len'?" in said
-    assert "Unsupported kv_role: kv_none" in said
+    said = [fault for fault in report["faults"] if fault.startswith("wrong.yaml")]
+    assert "max_model_length: not an engine argument of this vLLM, do you mean 'max_model_len'?" in str(said)
+    # Who names it, and in which words, is up to the versions of Ray and vLLM.
+    assert any("kv_role" in fault for fault in report["faults"] if fault.startswith("zroles.yaml"))

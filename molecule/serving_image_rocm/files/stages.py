@@ -1,4 +1,4 @@
-"""Read a build's log: by stage, in the order built, how many steps ran and how many came from the cache.
+"""Read a build's log: by stage, in the order in which they began, how many steps ran and how many came from the cache.
 
 usage: stages.py LOG
 """
@@ -11,15 +11,18 @@ import sys
 from pathlib import Path
 
 stages: dict[str, dict[str, int]] = {}
+# Stages wait for one another and go on amid others' steps: the number in brackets tells whose step it is.
+names: dict[str, str] = {}
 now, is_from = "", True
 for line in Path(sys.argv[1]).read_text(errors="replace").splitlines():
-    if step := re.match(r"\[\d+/\d+\] STEP \d+/\d+: (.*)", line):
-        is_from = step[1].startswith("FROM ")
+    if step := re.match(r"\[(\d+)/\d+\] STEP \d+/\d+: (.*)", line):
+        is_from = step[2].startswith("FROM ")
         if is_from:
-            now = step[1].split()[-1]
-            stages[now] = {"run": 0, "cached": 0}
+            names[step[1]] = step[2].split()[-1]
+            stages[names[step[1]]] = {"run": 0, "cached": 0}
         else:
-            stages[now]["run"] += 1
+            stages[names[step[1]]]["run"] += 1
+        now = names[step[1]]
     elif line.startswith("--> Using cache") and not is_from:
         stages[now]["run"] -= 1
         stages[now]["cached"] += 1
