@@ -1,4 +1,4 @@
-"""Read a build's log: by stage, in the order in which they began, how many steps ran and how many came from the cache.
+"""Read a build's log: by stage, as they began, how many steps ran and how many came from the cache.
 
 usage: stages.py LOG
 """
