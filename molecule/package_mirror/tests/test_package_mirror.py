@@ -10,7 +10,7 @@ from testinfra.host import Host
 def test_apt_looks_at_the_bundle_alone(host: Host) -> None:
     sites = set(host.check_output("apt-get indextargets --format '$(SITE)'").split())
     assert len(sites) == 1
-    assert sites.pop().endswith(":8090/apt/")
+    assert sites.pop().endswith(":8090/apt")
 
 
 def test_apt_installs_what_a_package_needs_from_the_bundle(host: Host) -> None:
