@@ -371,7 +371,7 @@ def template_tasks(tasks: Any) -> Iterator[dict[str, Any]]:
 # Roles whose templates are not files of a host as it is declared, with the reason.
 NOT_RENDERED = {
     "package_mirror": "written only where a bundle is served, whose server says what the archive is called",
-    "serving_image": "configuration of tools during a build, gone with it; the build's own files are rendered",
+    "serving_image": "configuration of tools during a build; the build's own files are rendered",
 }
 ROLES = [
     role.name
