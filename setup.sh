@@ -54,6 +54,7 @@ nft nftables
 ip iproute2
 ssh openssh-client
 git git
+gpg gnupg
 curl curl
 /usr/bin/python3 python3
 END
