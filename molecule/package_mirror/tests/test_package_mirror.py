@@ -8,6 +8,9 @@ from testinfra.host import Host
 
 @pytest.mark.broken("mol-prefill")
 def test_apt_looks_at_the_bundle_alone(host: Host) -> None:
+    # All that is declared, fetched or not.
+    declared = host.check_output("find /etc/apt -name '*.list' -o -name '*.sources' | grep -v aside").split()
+    assert declared == ["/etc/apt/sources.list.d/splitrail-bundle.sources"]
     sites = set(host.check_output("apt-get indextargets --format '$(SITE)'").split())
     assert len(sites) == 1
     assert sites.pop().endswith(":8090/apt")
