@@ -55,6 +55,11 @@ FIRST = """
   tasks:
     - name: Go on
       ansible.builtin.debug: {msg: on}
+    - name: Say what the run's reader must know
+      ansible.builtin.set_stats:
+        data: {splitrail_notes: "{{ ['RIXL is not pinned'] if (playbook_dir ~ '/../open') is file else [] }}"}
+        per_host: false
+      run_once: true
 """
 
 SECOND = """
@@ -181,6 +186,17 @@ def test_an_ok_run(project: Project) -> None:
 
     assert project.holds(SECRET) == []
     assert [file for file in (project.root / "tmp").rglob("*") if "ansible-local" not in str(file)] == []
+
+
+def test_what_the_plays_leave_for_the_reader_ends_the_run_and_stands_in_its_record(project: Project) -> None:
+    _, document, said = project.run("up")
+    assert (document["run"]["notes"], "not pinned" in said) == ([], False)
+    project.flag("open", up=True)
+    code, document, said = project.run("up")
+    assert (code, document["run"]["notes"]) == (0, ["RIXL is not pinned"])
+    assert "RIXL is not pinned" in said
+    by_hand, _ = playbook(project, "site.yml").communicate(timeout=DEADLINE)
+    assert "[WARNING]: RIXL is not pinned" in by_hand
 
 
 def test_a_failed_check_and_catching_up(project: Project) -> None:

@@ -188,6 +188,8 @@ def summarize(report: Report, console: Console) -> None:
             say(f"    {hint}")
     if run.error:
         say(run.error, "red")
+    for note in run.notes:
+        say(note, "yellow")
     for waiver in run.waivers:
         say(f"WAIVED: {waiver}", "bold red")
     if run.ended is not None:

@@ -92,6 +92,7 @@ class Run(BaseModel):
     unmatched_tags: list[str] = Field(default_factory=list)  # asked for, but no task that ran carries them
     error: str | None = None  # why nothing, or not all, could be run; failed tasks are in failures
     waivers: list[str] = Field(default_factory=list)  # what was started without a proof, and why
+    notes: list[str] = Field(default_factory=list)  # what whoever relies on this run must know, in words
     resumes: str | None = None  # name of the record whose run this one goes on with
     versions: dict[str, str] = Field(default_factory=dict)
     revision: str | None = None  # of the project's git tree, with -dirty when it had changes

@@ -123,8 +123,12 @@ class Recorder:
                 message=message or "",
             )
 
-    def end(self, failed: Collection[str], unreachable: Collection[str]) -> None:
-        """All plays are through; the hosts given are those that Ansible counts as lost."""
+    def end(self, failed: Collection[str], unreachable: Collection[str], notes: Collection[str] = ()) -> None:
+        """All plays are through; the hosts given are those that Ansible counts as lost.
+
+        ``notes``: what the plays handed out by ``set_stats`` as ``splitrail_notes``.
+        """
+        self.run.notes = list(dict.fromkeys([*self.run.notes, *notes]))
         lost = {*failed, *unreachable}
         self.run.failures = [
             *self._carried,

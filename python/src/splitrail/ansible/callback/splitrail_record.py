@@ -84,7 +84,14 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible ships no ty
         self._result(result, "unreachable", failing=True, ignored=bool(result.task.ignore_unreachable))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        self._write(lambda recorder: recorder.end(failed=list(stats.failures), unreachable=list(stats.dark)))
+        notes = stats.custom.get("_run", {}).get("splitrail_notes", [])
+        self._write(
+            lambda recorder: recorder.end(
+                failed=list(stats.failures), unreachable=list(stats.dark), notes=[str(note) for note in notes]
+            )
+        )
+        for line in self._recorder.run.notes if self._recorder else []:
+            self._display.warning(line)
         # Last, and as an error: whoever reads the end of the run must not take it for a proven one.
         for line in self._recorder.run.waivers if self._recorder else []:
             self._display.error(f"WAIVED: {line}")
