@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.splitrail_ray import Head, RayError
-from hypothesis import given
-from hypothesis import strategies as st
-
-from splitrail.ansible.modules.splitrail_serve_app import (
+from ansible.module_utils.splitrail_serve import (
     DeployError,
     covers,
     keep,
     lacking,
     read,
     running_config,
-    settle,
     validate,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitrail.ansible.modules.splitrail_serve_app import settle
 
 Json = dict[str, Any]
 
