@@ -1,0 +1,1 @@
+"""What the engines export, read into windows of time, shown, and judged."""
