@@ -1,0 +1,220 @@
+"""Serve configs of release ``h200`` through Ray Serve LLM on the GPUs of one host, and offer them load.
+
+    python gpu_serve.py render CONFIGS.json TOPOLOGY...
+    python gpu_serve.py run CONFIGS.json MODEL-FOLDER OUT.json [--seconds 24] [--rates 8000/512=1,2 ...]
+
+``render`` runs where the suite is: it writes the very config that `splitrail serve` would deploy, for each
+topology by its name (qwen3-14b-1p1d, ...; with ``@vllm`` behind it in vLLM's own KV layout) with dummy weights
+and without prefix caching, and the environment of inventory h200. ``run`` wants nothing of the suite but this folder: the packages of the release, aiohttp,
+PyYAML and the GPUs. It starts a Ray head, deploys one config after the other as the suite's role does, waits
+until it runs, offers each rate (gpu_pd.py's client: Poisson arrivals, fixed lengths, random prompts) and
+writes OUT.json: TTFT, TPOT and E2E percentiles in ms, and what NIXL moved by the metrics that Ray exports.
+Exit code 1 when a config did not come to run; the reason that Serve gives is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+API = "http://127.0.0.1:8265/api/serve/applications/"
+METRICS_PORT = 8080
+RUNNING_S = 540
+RATES = ("8000/512=1,1.5,2", "16000/256=0.5,1")
+
+
+def render(out: Path, names: list[str]) -> None:
+    """Write the configs of topologies, and what Ray's node is started with."""
+    import yaml  # noqa: PLC0415  # not there where `run` runs
+
+    from splitrail.topology import Site, load, serving  # noqa: PLC0415  # as above
+    from splitrail.topology.app import app_config  # noqa: PLC0415  # as above
+
+    root = Path(__file__).resolve().parents[2]
+    inventories = root / "inventories"
+    release = yaml.safe_load((inventories / "releases/h200.yml").read_text(encoding="utf-8"))
+    transport = yaml.safe_load(
+        (inventories / "h200/group_vars/all/transport.yml").read_text(encoding="utf-8")
+    )
+    site = Site(release=release, env=release["env"], bench=True)
+    found: dict[str, Any] = {"node_env": transport["ucx_env"], "configs": {}}
+    for name in names:
+        topology, _, layout = name.partition("@")
+        raw = load(topology, inventories / "topologies")
+        raw["engine"] = {**raw["engine"], "enable_prefix_caching": False}
+        if layout == "vllm":
+            raw["engine"]["block_size"] = 16
+            raw["kv_transfer"] = {"extra": {"enable_cross_layers_blocks": "False"}}
+        text = app_config(root / "templates/serve/app.yaml.j2", serving(raw, site), site)
+        found["configs"][name] = yaml.safe_load(text)
+    out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def call(method: str, body: object = None) -> dict[str, Any]:
+    """Ask Serve's REST interface. Raises OSError."""
+    request = urllib.request.Request(  # http, above
+        API,
+        data=None if body is None else json.dumps(body).encode(),
+        method=method,
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310  # http, above
+            text = answer.read()
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{method} {API}: {error.code}: {error.read()[-1500:].decode()}") from error
+    return json.loads(text) if text.strip() else {}
+
+
+def deploy(config: dict[str, Any]) -> float:
+    """Deploy a config and wait; returns seconds. Raises RuntimeError with what Serve says."""
+    began = time.monotonic()
+    call("PUT", config)
+    while True:
+        apps = call("GET").get("applications", {})
+        states = [app["status"] for app in apps.values()]
+        if states and set(states) == {"RUNNING"}:
+            return time.monotonic() - began
+        if "DEPLOY_FAILED" in states or time.monotonic() - began > RUNNING_S:
+            said = [
+                f"{name}: {one['status']}: {one['message'][-1500:]}"
+                for app in apps.values()
+                for name, one in [("application", app), *app["deployments"].items()]
+            ]
+            raise RuntimeError("\n".join(said) or "Serve reports no application")
+        time.sleep(2)  # between two questions
+
+
+def take_away() -> None:
+    """End Serve, and wait until its engines are gone from the GPUs."""
+    call("DELETE")
+    while call("GET").get("applications"):
+        time.sleep(1)
+    time.sleep(5)  # an engine's process outlives its actor by a moment
+
+
+def nixl() -> dict[str, float]:
+    """What NIXL has moved so far, by the names of gpu_pd."""
+    import gpu_pd  # noqa: PLC0415  # imports aiohttp, which `render` does not need
+
+    wanted = {f"ray_{name.replace(':', '_')}": key for key, name in gpu_pd.NIXL.items()}
+    found = dict.fromkeys(gpu_pd.NIXL, 0.0)
+    address = f"http://127.0.0.1:{METRICS_PORT}/metrics"
+    with urllib.request.urlopen(address, timeout=20) as answer:  # http, above
+        for line in answer.read().decode().splitlines():
+            key = wanted.get(line.partition("{")[0])
+            if key:
+                found[key] += float(line.rsplit(" ", 1)[1])
+    return found
+
+
+def measure(name: str, config: dict[str, Any], rates: list[str], seconds: float) -> list[dict[str, Any]]:
+    """Offer every rate of every workload to what runs; prints and returns a point each."""
+    import asyncio  # noqa: PLC0415  # with the next
+    from types import SimpleNamespace  # noqa: PLC0415
+
+    import gpu_pd  # noqa: PLC0415  # as above
+
+    http, app = config["http_options"], config["applications"][0]
+    url = f"http://127.0.0.1:{http['port']}{app['route_prefix'].rstrip('/')}"
+    front: Any = SimpleNamespace(url=url, outstanding=0)
+    configs = [one for key, one in app["args"].items() if key.endswith("_config") and "engine_kwargs" in one]
+    configs += app["args"].get("llm_configs", [])
+    plan = {"model": configs[0]["model_loading_config"]["model_id"], "vocabulary": 2048}
+    # The first requests make connections and compile kernels.
+    asyncio.run(gpu_pd.offer(([], [front]), {"isl": 2000, "osl": 8}, 4.0, 8.0, plan))
+    points = []
+    for text in rates:
+        lengths, _, offered = text.partition("=")
+        isl, osl = (int(part) for part in lengths.split("/"))
+        for rate in map(float, offered.split(",")):
+            before = nixl()
+            requests = asyncio.run(gpu_pd.offer(([], [front]), {"isl": isl, "osl": osl}, rate, seconds, plan))
+            time.sleep(12)  # Ray exports metrics every 10 s
+            point = {
+                **{"config": name, "isl": isl, "osl": osl, "qps": rate},
+                **gpu_pd.summary(requests, osl, seconds / 4),
+                "kv": gpu_pd.moved(before, nixl()),
+            }
+            sys.stdout.write(json.dumps(point) + "\n")
+            sys.stdout.flush()
+            points.append(point)
+    return points
+
+
+def run(given: argparse.Namespace) -> int:
+    """Deploy and measure each config."""
+    rendered = json.loads(given.configs.read_text(encoding="utf-8"))
+    environment = {
+        **os.environ,
+        **rendered["node_env"],
+        "HF_HUB_OFFLINE": "1",
+        "RAY_num_prestart_python_workers": "0",
+    }
+    start = [
+        *("ray", "start", "--head", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
+        *("--dashboard-host=127.0.0.1", f"--metrics-export-port={METRICS_PORT}", '--resources={"head":1}'),
+    ]
+    subprocess.run(start, env=environment, check=True, stdout=subprocess.DEVNULL)
+    good, results = True, []
+    try:
+        for name, config in rendered["configs"].items():
+            text = json.dumps({**config, "http_options": {"host": "127.0.0.1", "port": 8000}})
+            source = next(iter(model_sources(config)))
+            ours = json.loads(text.replace(json.dumps(source), json.dumps(str(given.model.resolve()))))
+            try:
+                seconds = deploy(ours)
+            except RuntimeError as error:
+                good = False
+                sys.stdout.write(f"{name} does not run:\n{error}\n")
+                results.append({"config": name, "error": str(error)})
+            else:
+                sys.stdout.write(f"{name} runs after {seconds:.0f} s\n")
+                sys.stdout.flush()
+                points = measure(name, ours, given.rates, given.seconds)
+                results.append({"config": name, "running_s": round(seconds, 1), "points": points})
+            given.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+            take_away()
+    finally:
+        subprocess.run(["ray", "stop", "--force"], check=False, stdout=subprocess.DEVNULL)
+    return 0 if good else 1
+
+
+def model_sources(config: object) -> list[str]:
+    """Every ``model_source`` of a config."""
+    if isinstance(config, dict):
+        own = [config["model_source"]] if "model_source" in config else []
+        return own + [source for value in config.values() for source in model_sources(value)]
+    return [source for value in config for source in model_sources(value)] if isinstance(config, list) else []
+
+
+def main() -> int:
+    """Run what the command line says."""
+    parser = argparse.ArgumentParser(description="Ray Serve LLM on the GPUs of one host.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("render")
+    one.add_argument("out", type=Path)
+    one.add_argument("topologies", nargs="+")
+    other = commands.add_parser("run")
+    other.add_argument("configs", type=Path)
+    other.add_argument("model", type=Path)
+    other.add_argument("out", type=Path)
+    other.add_argument("--seconds", type=float, default=24)
+    other.add_argument("--rates", nargs="+", default=list(RATES), help="ISL/OSL=RATE,RATE in requests/s")
+    given = parser.parse_args()
+    if given.command == "render":
+        render(given.out, given.topologies)
+        return 0
+    return run(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
