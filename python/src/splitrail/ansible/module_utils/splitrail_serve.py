@@ -26,7 +26,9 @@ DEAD = {"DEPLOY_FAILED"}
 PATIENCE_S = 150.0
 
 # The names of Serve's deployments of engines begin with these; the model's name follows.
-DEPLOYMENTS = {"prefill": "Prefill:", "decode": "Decode:", "aggregated": "LLMServer:"}
+DEPLOYMENTS = {"prefill": "Prefill:", "decode": "Decode:", "aggregated": "LLMServer:", "elastic": "Engine"}
+# Of elastic engines the ingress knows who does what, from its user_config.
+ELASTIC_INGRESS = "ElasticIngress"
 SLOTS = ("a", "b")
 # Between the two slots' first ports of NIXL's side channels. Prefill's begin at 20000, decode's at 22000.
 PORTS_APART = 4000
@@ -152,6 +154,7 @@ def engines(app: Json) -> list[tuple[str, Json]]:
     found = [
         (pool, arguments[f"{pool}_config"]) for pool in ("prefill", "decode") if f"{pool}_config" in arguments
     ]
+    found += [("elastic", arguments["llm_config"])] if "llm_config" in arguments else []
     return found + [("aggregated", one) for one in arguments.get("llm_configs", [])]
 
 
@@ -172,7 +175,10 @@ def ranks(one: Json) -> int:
 
 
 def ratio(app: Json) -> dict[str, int]:
-    """Engines of each pool."""
+    """Engines of each pool; of elastic engines, of each role, and none of both where all do both."""
+    for override in app.get("deployments", []):
+        if override["name"] == ELASTIC_INGRESS:
+            return {role: int(override["user_config"].get(role, 0)) for role in ("prefill", "decode")}
     return {pool: replicas(app, pool, one) // ranks(one) for pool, one in engines(app)}
 
 
@@ -303,6 +309,7 @@ def settled(details: Json, app: Json) -> bool:
         [replica["state"] for replica in details["deployments"][one["name"]]["replicas"]]
         == ["RUNNING"] * one["num_replicas"]
         for one in app.get("deployments", [])
+        if "num_replicas" in one
     )
 
 
