@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,8 @@ from hypothesis import strategies as st
 
 from splitrail.ansible.modules.splitrail_serve_app import settle
 
+from .fake_serve import Params, Serve, running
+
 Json = dict[str, Any]
 
 
@@ -40,11 +38,11 @@ def llm(replicas: int = 1, **engine: Any) -> Json:
     }
 
 
-def config(name: str = "llm", port: int = 8000, replicas: int = 1, **engine: Any) -> Json:
+def config(name: str = "llm-a", port: int = 8000, replicas: int = 1, **engine: Any) -> Json:
     """A whole Serve config."""
     application = {
         "name": name,
-        "route_prefix": "/",
+        "route_prefix": "/a",
         "import_path": "ray.serve.llm:build_openai_app",
         "args": {"llm_configs": [llm(replicas, **engine)]},
     }
@@ -53,100 +51,6 @@ def config(name: str = "llm", port: int = 8000, replicas: int = 1, **engine: Any
         "http_options": {"host": "10.0.0.11", "port": port},
         "applications": [application],
     }
-
-
-class Serve:
-    """State and rules of Ray Serve.
-
-    It starts with the first PUT, which alone decides where it listens; a config without an application
-    deletes it; a config equal to one that failed is ignored; DELETE ends all of it, some answers later.
-    """
-
-    def __init__(self) -> None:
-        self.http: Json | None = None
-        self.apps: dict[str, Json] = {}
-        self.calls: list[str] = []
-        self.broken: Callable[[Json], bool] = lambda _: False
-        self.never: Callable[[Json], bool] = lambda _: False
-        self.proxies = {"10.0.0.11": "HEALTHY"}
-        self.ending = 0
-        self.nodes = [{"resources_total": {"CPU": 2, "decode": 2}}]
-
-    def get(self) -> Json:
-        if self.http is None:
-            return {"controller_info": {}, "proxies": {}, "applications": {}, "target_capacity": None}
-        if self.ending:
-            self.ending -= 1
-            self.apps = {}
-            if not self.ending:
-                self.http = None
-        else:
-            for app in self.apps.values():
-                app["age"] += 1
-                if app["age"] > 1 and app["status"] == "DEPLOYING" and not self.never(app["config"]):
-                    app["status"] = "DEPLOY_FAILED" if self.broken(app["config"]) else "RUNNING"
-        return {
-            "controller_info": {"actor_name": "SERVE_CONTROLLER_ACTOR"},
-            "proxy_location": (self.http or {}).get("proxy_location"),
-            # Serve writes out the defaults of its own options, and of nothing else.
-            "http_options": {
-                "root_path": "",
-                "keep_alive_timeout_s": 90,
-                **(self.http or {}).get("options", {}),
-            },
-            "proxies": {ip: {"node_ip": ip, "status": status} for ip, status in self.proxies.items()},
-            "applications": {name: self.detail(app) for name, app in self.apps.items()},
-        }
-
-    def detail(self, app: Json) -> Json:
-        bad = app["status"] == "DEPLOY_FAILED"
-        replica = {"node_id": "n1", "node_ip": "10.0.0.13", "log_file_path": "/serve/replica.log"}
-        deployment = {
-            "status": "DEPLOY_FAILED" if bad else "UPDATING" if app["status"] == "DEPLOYING" else "HEALTHY",
-            "message": "the replica failed to start 3 times" if bad else "",
-            "replicas": [replica],
-        }
-        return {
-            "status": app["status"],
-            "message": "Failed to update the deployments ['Decode'].\n" if bad else "",
-            "deployments": {"Decode": deployment},
-            "deployed_app_config": copy.deepcopy(app["config"]),
-        }
-
-    def put(self, wanted: Json) -> None:
-        if self.ending:
-            return  # dropped without a word, as the real one does
-        if self.http is None:
-            self.http = {"proxy_location": wanted["proxy_location"], "options": wanted["http_options"]}
-        names = [app["name"] for app in wanted["applications"]]
-        self.apps = {name: app for name, app in self.apps.items() if name in names}
-        for app in wanted["applications"]:
-            if self.apps.get(app["name"], {}).get("config") != app:
-                self.apps[app["name"]] = {"config": app, "status": "DEPLOYING", "age": 0}
-
-    def handle(self, method: str, path: str, body: Any) -> Any:
-        if path.startswith("/api/v0/logs"):
-            return "INFO ok\nValueError: no such layout\n"
-        if path.startswith("/api/v0/nodes"):
-            return {"data": {"result": {"result": self.nodes}}}
-        assert path == "/api/serve/applications/"
-        self.calls.append(method)
-        if method == "PUT":
-            self.put(body)
-        elif method == "DELETE":
-            if self.http is not None:
-                self.ending = 3
-        else:
-            return self.get()
-        return None
-
-
-class Params:
-    """As much of an AnsibleModule as ``settle`` uses."""
-
-    def __init__(self, check_mode: bool, **params: Any) -> None:
-        self.check_mode = check_mode
-        self.params = params
 
 
 class Bench:
@@ -164,7 +68,7 @@ class Bench:
             "state": "deployed" if wanted else "absent",
             "config": wanted,
             "last_good": str(self.last_good),
-            "names": ["llm"],
+            "names": ["llm-a"],
             "validate": [],
             "timeout_s": 5,
         }
@@ -184,42 +88,15 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A Serve that never was started. Sleeping costs nothing but is counted by the clock."""
-    serve, slept = Serve(), [0.0]
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep quiet."""
-
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            answer = serve.handle(self.command, self.path, json.loads(body) if body else None)
-            text = answer if isinstance(answer, str) else "" if answer is None else json.dumps(answer)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        do_GET = do_PUT = do_DELETE = answer  # names that http.server asks for
-
-    def sleep(seconds: float) -> None:
-        slept[0] += seconds
-
-    clock = time.monotonic
-    monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(time, "monotonic", lambda: clock() + slept[0])
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield Bench(serve, f"http://127.0.0.1:{server.server_address[1]}", tmp_path)
-        server.shutdown()
-        thread.join()
+    """The module against a Serve that never was started."""
+    with running(Serve(), tmp_path, monkeypatch) as (serve, url):
+        yield Bench(serve, url, tmp_path)
 
 
 def test_a_first_deploy_runs_and_is_kept(bench: Bench) -> None:
     result = bench.run(config())
     assert result["changed"] is True
-    assert result["applications"]["llm"]["status"] == "RUNNING"
+    assert result["applications"]["llm-a"]["status"] == "RUNNING"
     assert json.loads(result["diff"]["before"])["applications"] == []
     assert json.loads(result["diff"]["after"]) == config()
     assert json.loads(bench.last_good.read_text()) == config()
@@ -240,7 +117,7 @@ def test_check_mode_predicts_and_sends_nothing(bench: Bench) -> None:
     assert not bench.last_good.exists()
     bench.run(config())
     assert bench.run(config(max_model_len=1), check_mode=True)["changed"] is True
-    assert bench.running == {"llm": config()["applications"][0]}
+    assert bench.running == {"llm-a": config()["applications"][0]}
 
 
 @pytest.mark.parametrize(
@@ -250,7 +127,7 @@ def test_check_mode_predicts_and_sends_nothing(bench: Bench) -> None:
 def test_an_argument_taken_out_changed_or_added_is_deployed(bench: Bench, after: Json) -> None:
     bench.run(config(max_num_seqs=8, enforce_eager=True))
     assert bench.run(after)["changed"] is True
-    assert bench.running["llm"] == after["applications"][0]
+    assert bench.running["llm-a"] == after["applications"][0]
 
 
 def test_a_config_that_runs_but_was_not_kept_is_waited_for_and_kept(bench: Bench) -> None:
@@ -263,7 +140,7 @@ def test_a_config_that_runs_but_was_not_kept_is_waited_for_and_kept(bench: Bench
 
 def test_a_deploy_that_was_left_behind_is_waited_for(bench: Bench) -> None:
     bench.serve.put(config())
-    assert bench.run(config())["applications"]["llm"]["status"] == "RUNNING"
+    assert bench.run(config())["applications"]["llm-a"]["status"] == "RUNNING"
     assert bench.changes() == []
 
 
@@ -273,7 +150,7 @@ def test_a_deploy_that_was_left_behind_and_fails_is_taken_back(bench: Bench) -> 
     bench.serve.put(config(bad=1))
     result = bench.run(config(bad=1))
     assert (result["failed"], result["rolled_back"]) == (True, True)
-    assert bench.running["llm"] == config()["applications"][0]
+    assert bench.running["llm-a"] == config()["applications"][0]
 
 
 def test_a_failed_deploy_says_why_and_goes_back(bench: Bench) -> None:
@@ -282,13 +159,13 @@ def test_a_failed_deploy_says_why_and_goes_back(bench: Bench) -> None:
     result = bench.run(config(bad=1))
     assert (result["failed"], result["rolled_back"]) == (True, True)
     for said in (
-        "application llm is DEPLOY_FAILED: Failed to update the deployments ['Decode'].",
-        "Decode is DEPLOY_FAILED: the replica failed to start 3 times",
+        "application llm-a is DEPLOY_FAILED: Failed to update the deployments ['Decode'].",
+        "LLMServer:m is DEPLOY_FAILED: the replica failed to start 3 times",
         "10.0.0.13: ValueError: no such layout",
         "The last good config runs again.",
     ):
         assert said in result["msg"]
-    assert bench.running["llm"] == config()["applications"][0]
+    assert bench.running["llm-a"] == config()["applications"][0]
     assert read(bench.last_good) == config()
 
 
@@ -306,14 +183,15 @@ def test_a_rollback_that_fails_too_says_both(bench: Bench) -> None:
     bench.serve.broken = lambda _: True
     result = bench.run(config(bad=1))
     assert result["rolled_back"] is False
-    assert "The last good config did not come back either: application llm is DEPLOY_FAILED" in result["msg"]
+    said = "The last good config did not come back either: application llm-a is DEPLOY_FAILED"
+    assert said in result["msg"]
     assert read(bench.last_good) == config()
 
 
 def test_the_last_good_config_is_not_tried_twice_when_it_is_what_failed(bench: Bench) -> None:
     bench.run(config())
     bench.serve.broken = lambda _: True
-    bench.serve.apps["llm"]["status"] = "DEPLOY_FAILED"
+    bench.serve.apps["llm-a"]["status"] = "DEPLOY_FAILED"
     result = bench.run(config())
     assert bench.changes() == ["DELETE", "PUT", "DELETE"]
     assert "There is no other config to go back to" in result["msg"]
@@ -324,7 +202,7 @@ def test_a_deploy_that_does_not_come_to_run_ends_in_time(bench: Bench) -> None:
     bench.run(config())
     bench.serve.never = lambda app: app == config(slow=1)["applications"][0]
     result = bench.run(config(slow=1))
-    assert "not running after 5 s. application llm is DEPLOYING" in result["msg"]
+    assert "not running after 5 s. application llm-a is DEPLOYING" in result["msg"]
     assert result["rolled_back"] is True
 
 
@@ -333,9 +211,9 @@ def test_a_failed_application_is_taken_away_before_the_same_config_is_sent(bench
     bench.serve.put(config())
     bench.serve.get()
     bench.serve.get()
-    assert bench.serve.apps["llm"]["status"] == "DEPLOY_FAILED"
+    assert bench.serve.apps["llm-a"]["status"] == "DEPLOY_FAILED"
     bench.serve.broken = lambda _: False
-    assert bench.run(config())["applications"]["llm"]["status"] == "RUNNING"
+    assert bench.run(config())["applications"]["llm-a"]["status"] == "RUNNING"
     assert bench.changes() == ["DELETE", "PUT"]
 
 
@@ -378,10 +256,32 @@ def test_a_stranger_s_application_is_named_and_left_alone(bench: Bench, state: s
     assert bench.changes() == []
 
 
+def test_what_ran_before_is_kept(bench: Bench) -> None:
+    bench.run(config())
+    former = bench.last_good.with_name("previous.yaml")
+    assert not former.exists()
+    bench.run(config(max_num_seqs=1))
+    bench.run(config(max_num_seqs=1))
+    assert (read(former), former.stat().st_mode & 0o777) == (config(), 0o600)
+    bench.run()
+    assert not former.exists()
+
+
+def test_the_difference_is_told_and_nothing_else_looked_at(bench: Bench) -> None:
+    bench.run(config())
+    same = bench.run(config(), state="compared")["difference"]
+    assert same["runs"] == same["declared"]
+    # Neither would pass the checks of a deploy.
+    told = bench.run(config(replicas=9), state="compared", validate=["/no/such/podman"])["difference"]
+    assert '"num_replicas": 9' in told["declared"]
+    assert '"num_replicas": 1' in told["runs"]
+    assert bench.changes() == []
+
+
 def test_our_application_by_its_former_name_is_no_stranger(bench: Bench) -> None:
     bench.run(config())
-    bench.run(config(name="renamed"))
-    assert list(bench.running) == ["renamed"]
+    bench.run(config(name="renamed-a"))
+    assert list(bench.running) == ["renamed-a"]
     assert bench.run(names=[])["changed"] is True
     assert bench.serve.apps == {}
 
@@ -398,7 +298,7 @@ def test_absent_takes_all_away_once(bench: Bench) -> None:
 
 def test_absent_takes_away_what_failed_before_it_was_ever_kept(bench: Bench) -> None:
     bench.serve.put(config())
-    assert bench.run(names=["llm"])["changed"] is True
+    assert bench.run(names=["llm-a"])["changed"] is True
     assert bench.serve.apps == {}
 
 

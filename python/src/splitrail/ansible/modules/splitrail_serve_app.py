@@ -16,15 +16,20 @@ from ansible.module_utils.splitrail_serve import (
     Json,
     by_name,
     covers,
+    declared,
     deploy,
     failed,
+    in_slot,
     keep,
     lacking,
+    listen,
+    ratio,
     read,
     refuse_strangers,
     refuse_to_move,
     remove,
     running_config,
+    slot_of,
     statuses,
     validate,
     wait,
@@ -39,12 +44,16 @@ description:
   - When it does not come to run, says why, and brings back the last good config, which C(last_good) holds.
   - Serve knows one config for the whole cluster, so applications that are not in the config would be deleted.
     Where one runs that neither C(config), C(last_good) nor C(names) has, nothing is changed.
+  - C(config) has one application, written for slot a; it is deployed in the slot that is live now. A ratio
+    that was chosen while it ran (M(splitrail_serve_slots)) stays where nothing else changes, with a warning.
+  - What ran before is kept beside C(last_good) as C(previous.yaml).
   - Exact in check mode; shows the difference in diff mode.
 options:
-  state: {description: C(deployed) or C(absent)., type: str, choices: [deployed, absent], default: deployed}
+  state: {description: "C(deployed), C(absent), or C(compared), which only tells the difference.", type: str,
+          choices: [deployed, absent, compared], default: deployed}
   url: {description: Ray's dashboard on the head., type: str, required: true}
   token_path: {description: File with Ray's token., type: path, required: true}
-  config: {description: The whole Serve config; needed for C(deployed)., type: dict}
+  config: {description: The whole Serve config; needed but for C(absent)., type: dict}
   last_good: {description: File that holds the last config that ran., type: path, required: true}
   names: {description: "For C(absent), the applications to take away.", type: list, elements: str,
           default: []}
@@ -65,6 +74,8 @@ EXAMPLES = r"""
 RETURN = r"""
 seconds: {description: How long the deploy took., type: float, returned: always}
 applications: {description: Status of each application and of its deployments., type: dict, returned: success}
+difference: {description: "What runs and what is declared for the live slot, as JSON.", type: dict,
+             returned: for compared}
 rolled_back: {description: Whether the last good config runs again., type: bool, returned: failure}
 """
 
@@ -90,7 +101,56 @@ def take_away(module: AnsibleModule, head: Head, answer: Json, last_good: Path) 
         if answer["applications"]:
             remove(head, module.params["timeout_s"])
         last_good.unlink(missing_ok=True)
+        last_good.with_name("previous.yaml").unlink(missing_ok=True)
     return {"changed": present, "applications": {}}
+
+
+def aim(config: Config, last_good: Config | None) -> tuple[Config, str]:
+    """The config as it is to run: in the live slot, with the ratio that was chosen while it ran.
+
+    A ratio that was chosen while it ran stays where nothing else changes; the text says what becomes of it, and
+    is empty where there is none. Raises DeployError for a change while a canary runs.
+    """
+    if not last_good or not last_good["applications"]:
+        return config, ""
+    live, *canary = last_good["applications"]
+    app = in_slot(config["applications"][0], slot_of(live))
+    same = declared(live) == app
+    if canary and same:
+        return {**config, "applications": last_good["applications"]}, ""
+    if canary:
+        raise DeployError(
+            f"{canary[0]['name']} runs as a canary beside {live['name']}, so nothing was deployed; decide "
+            "first: `splitrail canary promote` or `splitrail canary abort`"
+        )
+    if live.get("deployments") is None or ratio(live) == ratio(app):
+        return {**config, "applications": [live if same else app]}, ""
+    chosen, topology = (
+        ", ".join(f"{count} {pool}" for pool, count in ratio(one).items()) for one in (live, app)
+    )
+    if same:
+        return {**config, "applications": [live]}, (
+            f"{live['name']} keeps the ratio that was chosen while it ran ({chosen}); its topology says "
+            f"{topology}, and `splitrail rebalance` goes back to that"
+        )
+    return {**config, "applications": [app]}, (
+        f"{live['name']} goes back to the ratio of its topology ({topology}), from the one that was chosen while "
+        f"it ran ({chosen}): more than the ratio changes"
+    )
+
+
+def compare(actual: Config, config: Config, last_good: Config | None) -> Json:
+    """What runs and what is declared, as texts whose lines can be compared.
+
+    Declared is the live application alone: a canary and a ratio that was chosen while it ran are differences.
+    """
+    live = (last_good or {}).get("applications", [])[:1]
+    wanted = in_slot(config["applications"][0], slot_of(live[0])) if live else config["applications"][0]
+    texts = [
+        json.dumps({**listen(one), "applications": by_name(one)}, indent=2, sort_keys=True) + "\n"
+        for one in (actual, {**config, "applications": [wanted]})
+    ]
+    return {"runs": texts[0], "declared": texts[1]}
 
 
 def settle(module: AnsibleModule, head: Head) -> Json:
@@ -101,7 +161,12 @@ def settle(module: AnsibleModule, head: Head) -> Json:
     if wanted["state"] == "absent":
         return take_away(module, head, answer, path)
 
-    config, actual, last_good = wanted["config"], running_config(answer), read(path)
+    actual, last_good = running_config(answer), read(path)
+    if wanted["state"] == "compared":
+        return {"changed": False, "difference": compare(actual, wanted["config"], last_good)}
+    config, kept_ratio = aim(wanted["config"], last_good)
+    if kept_ratio:
+        module.warn(kept_ratio)
     refuse_strangers(answer, set(by_name(config)) | set(by_name(last_good) if last_good else []))
     refuse_to_move(answer, config)
     sent = covers(actual, config) and not failed(answer)
@@ -127,6 +192,8 @@ def settle(module: AnsibleModule, head: Head) -> Json:
     except (DeployError, RayError) as error:
         rolled_back, words = go_back(head, last_good, config, timeout_s)
         return {"failed": True, "rolled_back": rolled_back, "msg": f"{error}\n{words}"}
+    if last_good and last_good != config:
+        keep(path.with_name("previous.yaml"), last_good)
     keep(path, config)
     return {**changed, "applications": statuses(answer)}
 
@@ -135,7 +202,7 @@ def main() -> None:
     """Entry point of the module."""
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["deployed", "absent"], "default": "deployed"},
+            "state": {"type": "str", "choices": ["deployed", "absent", "compared"], "default": "deployed"},
             "url": {"type": "str", "required": True},
             "token_path": {"type": "path", "required": True, "no_log": False},
             "config": {"type": "dict"},
@@ -144,7 +211,7 @@ def main() -> None:
             "validate": {"type": "list", "elements": "str", "default": []},
             "timeout_s": {"type": "int", "default": 1800},
         },
-        required_if=[("state", "deployed", ["config"])],
+        required_if=[("state", "deployed", ["config"]), ("state", "compared", ["config"])],
         supports_check_mode=True,
     )
     started = time.monotonic()
