@@ -4,12 +4,13 @@
     python gpu_serve.py run CONFIGS.json MODEL-FOLDER OUT.json [--seconds 24] [--rates 8000/512=1,2 ...]
 
 ``render`` runs where the suite is: it writes the very config that `splitrail serve` would deploy, for each
-topology by its name (qwen3-14b-1p1d, ...; with ``@vllm`` behind it in vLLM's own KV layout) with dummy weights
-and without prefix caching, and the environment of inventory h200. ``run`` wants nothing of the suite but this folder: the packages of the release, aiohttp,
-PyYAML and the GPUs. It starts a Ray head, deploys one config after the other as the suite's role does, waits
-until it runs, offers each rate (gpu_pd.py's client: Poisson arrivals, fixed lengths, random prompts) and
-writes OUT.json: TTFT, TPOT and E2E percentiles in ms, and what NIXL moved by the metrics that Ray exports.
-Exit code 1 when a config did not come to run; the reason that Serve gives is printed.
+topology by its name (qwen3-14b-1p1d, ...; with ``@vllm`` behind it in vLLM's own KV layout), with dummy
+weights and without prefix caching, and the environment of inventory h200. ``run`` wants nothing of the suite
+but this folder: the packages of the release, aiohttp and the GPUs. It starts a Ray head, deploys one config
+after the other as the suite's role does, waits until it runs, offers each rate (gpu_pd.py's client: Poisson
+arrivals, fixed lengths, random prompts) and writes OUT.json: TTFT, TPOT and E2E percentiles in ms, and what
+NIXL moved by the metrics that Ray exports. Exit code 1 when a config did not come to run; the reason that
+Serve gives is printed.
 """
 
 from __future__ import annotations
