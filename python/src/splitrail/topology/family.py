@@ -3,7 +3,7 @@
 A family is a file that leaves replicas, mode and name open: ``qwen3-235b.yml`` serves as ``qwen3-235b-1p3d``
 (one prefill and three decode engines) and ``qwen3-235b-4agg`` (four aggregated ones); each of its
 ``variants`` is one more suffix, ``qwen3-235b-1p3d-nocache``. Its ``ratios`` are those that were rendered and
-checked; any other resolves too.
+checked; any other resolves too. In a family with a pool ``elastic`` the ratio is the one to begin with.
 """
 
 from __future__ import annotations
@@ -85,7 +85,12 @@ def _compose(family: Raw, name: str, ratio: re.Match[str]) -> Raw:
             )
         raw = _merged(raw, variants[variant])
     pools = raw["pools"]
-    if ratio["aggregated"]:
+    if "elastic" in pools:
+        counts = {pool: int(ratio[pool]) for pool in ("prefill", "decode") if ratio[pool]}
+        engines = sum(counts.values()) or int(ratio["aggregated"])
+        raw |= {"mode": "elastic", "ratio": counts or "aggregated"}
+        pools["elastic"] = {**pools["elastic"], "replicas": engines}
+    elif ratio["aggregated"]:
         engines = int(ratio["aggregated"])
         raw |= {"mode": "aggregated", "pools": {"aggregated": {**pools["aggregated"], "replicas": engines}}}
     else:

@@ -67,11 +67,11 @@ def choose(topology: Topology, release: str, attention: str) -> tuple[Topology, 
     notes = []
     engine: dict[str, Any] = {}
     extra = dict(topology.kv_transfer.extra)
-    if topology.mode == "pd":
+    if topology.moves_kv:
         connector = topology.kv_transfer.connector
         notes.append(f"{connector}: {entry.connectors.get(connector, '')}")
     for choice in getattr(entry, attention):
-        if choice.pd and topology.mode != "pd":
+        if choice.pd and not topology.moves_kv:
             continue
         target, key = (
             (extra, choice.key.removeprefix(_EXTRA))
@@ -103,7 +103,7 @@ def _said(topology: Topology, key: str) -> Any:
 def faults(topology: Topology, release: str) -> Iterator[str]:
     """What a topology asks of the KV cache that this release has not."""
     entry = layouts().get(release)
-    if entry is None or topology.mode != "pd":
+    if entry is None or not topology.moves_kv:
         return
     connector = topology.kv_transfer.connector
     if connector not in entry.connectors:

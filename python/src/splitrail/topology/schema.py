@@ -21,7 +21,7 @@ RESERVED_ENGINE_KEYS = {
 
 
 # The pools of each mode.
-POOLS = {"pd": ("prefill", "decode"), "aggregated": ("aggregated",)}
+POOLS = {"pd": ("prefill", "decode"), "aggregated": ("aggregated",), "elastic": ("elastic",)}
 
 # What a decode engine must have in common with the prefill engine whose KV cache it reads.
 MUST_MATCH = {
@@ -73,11 +73,19 @@ class Pool(Strict):
 
 
 class Pools(Strict):
-    """The pools; prefill and decode are used in mode ``pd``, aggregated in mode ``aggregated``."""
+    """The pools: prefill and decode are those of mode ``pd``, the others those of the mode of their name."""
 
     prefill: Pool | None = None
     decode: Pool | None = None
     aggregated: Pool | None = None
+    elastic: Pool | None = None
+
+
+class Ratio(Strict):
+    """How many engines of the pool ``elastic`` begin with which role."""
+
+    prefill: int = Field(ge=1)
+    decode: int = Field(ge=1)
 
 
 class KvTransfer(Strict):
@@ -104,11 +112,13 @@ class Topology(Strict):
     """What is served, at which prefill:decode ratio."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    mode: Literal["pd", "aggregated"]
+    mode: Literal["pd", "aggregated", "elastic"]
     platform: str = ""
     model: Model
     engine: dict[str, Any] = Field(default_factory=dict)
     pools: Pools
+    ratio: Ratio | Literal["aggregated"] | None = None
+    aggregated_below_osl: int = Field(default=0, ge=0)
     kv_transfer: KvTransfer = KvTransfer()
     ingress: Ingress = Ingress()
 
@@ -119,10 +129,16 @@ class Topology(Strict):
             *self._reserved_keys(),
             *self._kv_mismatches(),
             *self._kv_roles(),
+            *self._elastic(),
         ]
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    @property
+    def moves_kv(self) -> bool:
+        """Whether KV caches move from engine to engine."""
+        return self.mode != "aggregated"
 
     @property
     def served(self) -> dict[str, Pool]:
@@ -189,6 +205,36 @@ class Topology(Strict):
                 "kv_transfer.role kv_both: MoRIIO tells a producer from a consumer by its role alone; "
                 "write split"
             )
+
+    def _elastic(self) -> Iterator[str]:
+        """What keeps engines from changing their roles."""
+        pool, ratio = self.pools.elastic, self.ratio
+        if pool is None:
+            for key in ("ratio", "aggregated_below_osl"):
+                if getattr(self, key):
+                    yield f"{key}: engines change their roles in mode elastic alone; add pools.elastic"
+            return
+        if ratio is None:
+            yield "pools.elastic needs ratio: {prefill: P, decode: D}, or aggregated"
+        elif isinstance(ratio, Ratio) and ratio.prefill + ratio.decode != pool.replicas:
+            yield (
+                f"ratio has {ratio.prefill} prefill and {ratio.decode} decode, pools.elastic.replicas is "
+                f"{pool.replicas}: every engine has a role, so the sum must be the same"
+            )
+        if pool.data_parallel_size > 1:
+            yield (
+                f"pools.elastic.data_parallel_size {pool.data_parallel_size}: the application starts no "
+                "data-parallel group; write replicas"
+            )
+        if self.mode != "elastic":
+            return
+        if self.kv_transfer.connector != "NixlConnector":
+            yield (
+                f"kv_transfer.connector {self.kv_transfer.connector}: an elastic engine's role is in the "
+                "request, as NixlConnector takes it; write NixlConnector"
+            )
+        if self.kv_transfer.role != "kv_both":
+            yield "kv_transfer.role split: an elastic engine has both roles; write kv_both"
 
 
 def _same(value: Any) -> Any:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from splitrail.topology import kv_layout, memory
-from splitrail.topology.schema import Topology, TopologyError, parse
+from splitrail.topology.schema import Ratio, Topology, TopologyError, parse
 from splitrail.topology.site import ROUTING, Site, facts, faults
 
 # First ports of NIXL's side channels. Ray counts up from them, replica by replica; a firewall must let them
 # through.
-_SIDE_CHANNEL_PORTS = {"prefill": 20000, "decode": 22000}
+_SIDE_CHANNEL_PORTS = {"prefill": 20000, "decode": 22000, "elastic": 20000}
 
 
 def serving(raw: object, site: Site, *, mode: str | None = None) -> dict[str, Any]:
     """The topology as templates/serve/app.yaml.j2 takes it: ``parse``'s keys, and
 
     ``pools`` of the mode alone, each with every engine argument in ``engine``, its ``kv_role``, and
-    ``experimental_configs``; ``notes``: a line a choice that the suite made, with its reason.
+    ``experimental_configs``; ``notes``: a line a choice that the suite made, with its reason; in mode
+    ``elastic`` also ``roles``: the ``user_config`` of the ingress (``splitrail_elastic.pool.Ratio``).
 
     Raises TopologyError with every reason why the topology cannot run on the site.
     """
@@ -44,7 +45,14 @@ def serving(raw: object, site: Site, *, mode: str | None = None) -> dict[str, An
             for name, pool in topology.served.items()
         },
         "notes": notes,
+        **({"roles": roles(topology)} if topology.mode == "elastic" else {}),
     }
+
+
+def roles(topology: Topology) -> dict[str, int]:
+    """Who does what in mode ``elastic``; 0 prefill and 0 decode engines: each does both."""
+    said = topology.ratio.model_dump() if isinstance(topology.ratio, Ratio) else {"prefill": 0, "decode": 0}
+    return {**said, "aggregated_below_osl": topology.aggregated_below_osl}
 
 
 def _with_defaults(topology: Topology, site: Site) -> Topology:
@@ -76,7 +84,7 @@ def _kv_role(topology: Topology, pool: str) -> str:
 
 
 def _experimental(topology: Topology, pool: str) -> dict[str, Any]:
-    if topology.mode != "pd":
+    if not topology.moves_kv:
         return {}
     configs: dict[str, Any] = {"NIXL_SIDE_CHANNEL_PORT_BASE": _SIDE_CHANNEL_PORTS[pool]}
     # The first request of each pair of engines would pay for their hand-shake.

@@ -67,7 +67,7 @@ def faults(topology: Topology, site: Site) -> Iterator[str]:
             "choose another release or topology"
         )
     yield from kv_layout.faults(topology, site.name)
-    if topology.mode == "pd" and site.platform == "cpu" and topology.kv_transfer.buffer_device != "cpu":
+    if topology.moves_kv and site.platform == "cpu" and topology.kv_transfer.buffer_device != "cpu":
         yield "kv_transfer.buffer_device cuda: platform cpu has no device memory; write cpu"
     yield from _environment(topology, site)
     yield from _node_environment(site)
