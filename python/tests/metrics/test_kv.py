@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleFilterError
 
+from splitrail.ansible.filter.splitrail_kv import kv_checks
 from splitrail.fabric.mesh_data import Node, RailPort, Reading, Result, Settings
-from splitrail.metrics.kv import Link, judge, measured_link
+from splitrail.metrics.kv import Link, bytes_per_token, judge, measured_link
 from splitrail.metrics.window import Replica, Snapshot, Window, window
 from splitrail.proof import Proof
+from splitrail.topology import load
 from splitrail.verdict import Check, Verdict, verdict_file
 from tests.metrics.exporter import Engine
 
-RUNS = Path(__file__).parents[2] / "benchmarks/gpu_pd.h200.json"
+ROOT = Path(__file__).parents[3]
+RUNS = ROOT / "python/benchmarks/gpu_pd.h200.json"
 # One rail of 400 Gb/s, as it measures.
 RAIL = Link(48.0, "rdma", "20260101-000000")
 
@@ -148,3 +152,30 @@ def test_the_link_over_tcp(tmp_path: Path) -> None:
     )
     Verdict.of([check]).save(verdict_file(folder, "fabric", "a"))
     assert measured_link(tmp_path / "now", "c") == Link(2.0, "tcp", "r1")
+
+
+def test_bytes_of_a_token() -> None:
+    """Qwen3-14B in bf16: 40 layers, 8 KV heads of 128, keys and values of 2 bytes (its config.json)."""
+    topology = load("qwen3-14b-1p1d", ROOT / "inventories/topologies")
+    assert bytes_per_token(topology, "h200") == 2 * 40 * 8 * 128 * 2
+    lab = load("lab-1p1d", ROOT / "inventories/topologies")
+    assert bytes_per_token(lab, "cpu") > 0
+    unknown = {**lab, "model": {"id": "nobodys-own", "source": "/srv/nobodys-own"}}
+    assert bytes_per_token(unknown, "cpu") == 0
+
+
+def test_the_filter_reads_what_the_module_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLITRAIL_RUN_DIR", str(tmp_path / "now"))
+    prove(tmp_path / "r1", "tcp")
+    engine = Engine("d")
+    engine.transfer(2, size=1e6, descriptors=8, post_s=0.0004, seconds=0.006)
+    raw: dict[str, Any] = {
+        "head": {"at": 5.0, "replicas": {"d": {"deployment": "Decode:m", "node": "n", "application": "llm"}}},
+        "n": {"at": 5.0, "texts": {"ray": engine.text()}, "wire": {"net": 1, "rdma": 0}, "errors": []},
+    }
+    topology = load("lab-1p1d", ROOT / "inventories/topologies")
+    checks = kv_checks(raw, cluster="c", topology=topology, release="cpu")
+    assert failed(checks) == {"kv.link"}, "the proof has no measurement"
+    raw["n"]["errors"] = ["the exporter ray does not answer"]
+    with pytest.raises(AnsibleFilterError, match="n: the exporter ray does not answer"):
+        kv_checks(raw, cluster="c", topology=topology, release="cpu")

@@ -11,6 +11,9 @@ from typing import Any
 from splitrail.fabric.mesh_data import MeshError, Result
 from splitrail.metrics.window import Engine, Transfers, Window
 from splitrail.proof import newest
+from splitrail.topology.kv_layout import choose
+from splitrail.topology.models import ELEMENT_BYTES, facts_of
+from splitrail.topology.schema import parse
 from splitrail.verdict import Verdict, VerdictError
 
 # What a descriptor costs an engine, in seconds: 448.5 ms for 80,000 of them and 2.6 GB, of which 17 ms are
@@ -210,3 +213,21 @@ def _check(
         "unit": unit,
         "hint": hint,
     }
+
+
+def bytes_per_token(topology: dict[str, Any], release: str) -> float:
+    """What a token's KV cache takes over all ranks of a decode engine; 0 for a model that nobody knows.
+
+    ``release`` names what chooses the type of the KV cache where the topology does not. Raises TopologyError.
+    """
+    said = parse(topology)
+    facts = said.model.facts or facts_of(said.model.source) or facts_of(said.model.id)
+    pool = said.served.get("decode") or said.served.get("elastic")
+    if facts is None or pool is None:
+        return 0.0
+    chosen, _ = choose(said, release, facts.attention)
+    engine = {**chosen.engine, **pool.engine}
+    dtype = str(engine.get("dtype", facts.dtype))
+    element = ELEMENT_BYTES.get(str(engine.get("kv_cache_dtype", "auto")), ELEMENT_BYTES.get(dtype, 0))
+    ranks = pool.tensor_parallel_size
+    return float(ranks * facts.kv_bytes_per_token(ranks, element))

@@ -464,6 +464,8 @@ def snapshot_of(raw: Mapping[str, Any]) -> Snapshot:
     for node, found in raw.items():
         texts[node] = "".join(found.get("texts", {}).values())
         wire[node] = found.get("wire", {})
+        if found.get("unreachable"):
+            errors[node] = "cannot be reached"
         if found.get("errors"):
             errors[node] = "; ".join(found["errors"])
         for name, replica in found.get("replicas", {}).items():
