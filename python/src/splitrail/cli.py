@@ -16,6 +16,7 @@ from rich.text import Text
 from splitrail.bundle.cli import app as bundle_app
 from splitrail.fabric.cli import app as fabric_app
 from splitrail.lab.cli import app as lab_app
+from splitrail.metrics.cli import top
 from splitrail.plan.cli import app as plan_app
 from splitrail.project import Project, ProjectError
 from splitrail.proof import ProofError, check_reason
@@ -38,6 +39,7 @@ app.add_typer(fabric_app, name="fabric")
 app.add_typer(release_app, name="release")
 app.add_typer(plan_app, name="plan")
 app.add_typer(bundle_app, name="bundle")
+app.command("top")(top)
 
 Inventory = Annotated[
     str | None, typer.Option("-i", "--inventory", help="Inventory folder or file; by default ansible.cfg's.")
@@ -75,6 +77,7 @@ VERBS = {
     ),
     "serve": ("playbooks/serve.yml", "Deploy what the topology says."),
     "smoke": ("playbooks/smoke.yml", "Prove that serving answers right, and that KV caches really move."),
+    "kv": ("playbooks/kv.yml", "Compare the KV transfers since the deploy with what the fabric can do."),
     "down": ("playbooks/down.yml", "Stop serving and Ray."),
 }
 

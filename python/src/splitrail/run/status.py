@@ -45,17 +45,26 @@ def last(project: Project, inventory: str) -> dict[str, Any] | None:
 
 
 def serving(project: Project, options: Options) -> tuple[dict[str, Any] | None, str | None]:
-    """Ask the cluster what it serves: the fact of playbooks/status.yml, or why there is no answer.
+    """Ask the cluster what it serves: the fact of playbooks/status.yml, or why there is no answer."""
+    return ask(project, "playbooks/status.yml", options, STATUS_KEY)
+
+
+def ask(
+    project: Project, playbook: str, options: Options, key: str
+) -> tuple[dict[str, Any] | None, str | None]:
+    """What a playbook that only looks hands out under ``key`` (set_stats), or why there is no answer.
 
     Leaves no run record: looking is not a run.
     """
     try:
-        return _ask(project, project.playbook("playbooks/status.yml"), options)
+        return _ask(project, project.playbook(playbook), options, key)
     except (CannotRun, ProjectError) as error:
         return None, str(error)
 
 
-def _ask(project: Project, playbook: Path, options: Options) -> tuple[dict[str, Any] | None, str | None]:
+def _ask(
+    project: Project, playbook: Path, options: Options, key: str
+) -> tuple[dict[str, Any] | None, str | None]:
     with tempfile.TemporaryDirectory(prefix="splitrail-status-") as name:
         interrupts = Interrupts(lambda: None)
         with interrupts.caught():
@@ -69,10 +78,10 @@ def _ask(project: Project, playbook: Path, options: Options) -> tuple[dict[str, 
             )
         # The record is read for its failures, and goes with the folder.
         known = load(Path(name)).failures if (Path(name) / "run.json").exists() else []
-    status = outcome.data.get(STATUS_KEY)
-    if isinstance(status, dict):
-        return status, None
+    answer = outcome.data.get(key)
+    if isinstance(answer, dict):
+        return answer, None
     if outcome.code:
         why = [f"{failure.host}: {failure.message}" for failure in known] or outcome.errors
         return None, "\n".join(why) or f"ansible-playbook ended with code {outcome.code}"
-    return None, f"{playbook} handed out no {STATUS_KEY}"
+    return None, f"{playbook} handed out no {key}"
