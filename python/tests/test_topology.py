@@ -51,7 +51,7 @@ def test_defaults_are_written_out(raw: Raw) -> None:
         ("pools.decode.replica", 1, "pools.decode.replica is not a key of a topology, do you mean replicas?"),
         ("zzz", 1, "zzz is not a key of a topology"),
         ("name", "Small One", "name: String should match pattern"),
-        ("mode", "both", "mode: Input should be 'pd' or 'aggregated'"),
+        ("mode", "both", "mode: Input should be 'pd', 'aggregated' or 'elastic'"),
         ("model.id", "", "model.id: String should have at least 1 character"),
         ("pools.decode.replicas", 0, "pools.decode.replicas: Input should be greater than or equal to 1"),
         ("pools.decode.env", {"N": 1}, "pools.decode.env.N: Input should be a valid string; quote it"),
@@ -143,3 +143,50 @@ def test_a_topology_without_a_name_is_told_apart(raw: Raw) -> None:
     del raw["name"]
     with pytest.raises(TopologyError, match="topology without a name: name: Field required"):
         parse(raw)
+
+
+@pytest.fixture
+def elastic() -> Raw:
+    """The smallest topology whose engines change their roles."""
+    return {
+        "name": "small",
+        "mode": "elastic",
+        "model": {"id": "m", "source": "/models/m"},
+        "pools": {"elastic": {"replicas": 3}},
+        "ratio": {"prefill": 1, "decode": 2},
+    }
+
+
+def test_elastic_engines_begin_with_a_ratio_or_with_none(elastic: Raw) -> None:
+    assert parse(elastic).served["elastic"].replicas == 3
+    assert parse(changed(elastic, "ratio", "aggregated")).ratio == "aggregated"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("ratio", None, "pools.elastic needs ratio: {prefill: P, decode: D}, or aggregated"),
+        ("ratio.decode", 1, "ratio has 1 prefill and 1 decode, pools.elastic.replicas is 3"),
+        ("ratio.prefill", 0, "ratio.Ratio.prefill: Input should be greater than or equal to 1"),
+        ("ratio", "split", "Input should be 'aggregated'"),
+        ("pools.elastic.data_parallel_size", 2, "pools.elastic.data_parallel_size 2: .* write replicas"),
+        ("kv_transfer.role", "split", "kv_transfer.role split: an elastic engine has both roles"),
+        ("kv_transfer.connector", "NixlPushConnector", "connector NixlPushConnector: .* write NixlConnector"),
+        (
+            "pools",
+            {"prefill": {"replicas": 1}, "decode": {"replicas": 2}},
+            "mode elastic needs pools.elastic",
+        ),
+        ("aggregated_below_osl", -1, "aggregated_below_osl: Input should be greater than or equal to 0"),
+    ],
+)
+def test_engines_that_cannot_change_their_roles_are_refused(
+    elastic: Raw, place: str, value: Any, says: str
+) -> None:
+    with pytest.raises(TopologyError, match=says):
+        parse(changed(elastic, place, value))
+
+
+def test_a_ratio_without_elastic_engines_is_refused(raw: Raw) -> None:
+    with pytest.raises(TopologyError, match="ratio: engines change their roles in mode elastic alone"):
+        parse(raw | {"ratio": {"prefill": 1, "decode": 2}})

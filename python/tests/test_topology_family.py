@@ -53,6 +53,15 @@ def test_aggregated_engines_are_counted(folder: Path) -> None:
     )
 
 
+def test_the_ratio_of_elastic_engines_is_the_one_to_begin_with(folder: Path) -> None:
+    (folder / "any.yml").write_text(FAMILY.replace("aggregated:", "elastic:"))
+    topology = parse(load("any-1p3d", folder))
+    assert (topology.mode, topology.served["elastic"].replicas) == ("elastic", 4)
+    assert topology.ratio is not None
+    assert load("any-1p3d", folder)["ratio"] == {"prefill": 1, "decode": 3}
+    assert load("any-2agg", folder)["ratio"] == "aggregated"
+
+
 def test_a_variant_is_laid_over_the_family(folder: Path) -> None:
     assert load("big-1p1d", folder)["engine"]["enable_prefix_caching"] is True
     assert load("big-1p1d-nocache", folder)["engine"] == {"enable_prefix_caching": False, "max_model_len": 8}

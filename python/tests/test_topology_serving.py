@@ -50,6 +50,8 @@ def llm_configs(application: Json) -> dict[str, Json]:
     arguments = application["args"]
     if "llm_configs" in arguments:
         return {"aggregated": arguments["llm_configs"][0]}
+    if "llm_config" in arguments:
+        return {"elastic": arguments["llm_config"]}
     return {pool: arguments[f"{pool}_config"] for pool in ("prefill", "decode")}
 
 
@@ -62,13 +64,19 @@ def test_it_renders_what_its_name_says(name: str, release: str) -> None:
     configs = llm_configs(application)
     counts = {pool: config["deployment_config"]["num_replicas"] for pool, config in configs.items()}
     said = next(part for part in name.split("-") if part[0].isdigit() and part[-1] in "dg")
+    if "elastic" in counts:
+        (override,) = application["deployments"]
+        roles = override["user_config"]
+        assert override["name"] == "ElasticIngress"
+        assert sum(roles[role] for role in ("prefill", "decode")) in (0, counts["elastic"])
+        counts = {"aggregated": counts["elastic"]} if not roles["prefill"] else roles
     assert said == (
         f"{counts['aggregated']}agg" if "aggregated" in counts else f"{counts['prefill']}p{counts['decode']}d"
     )
     for config in configs.values():
         arguments = config["engine_kwargs"]
         assert len(config["placement_group_config"]["bundles"]) == arguments["tensor_parallel_size"]
-        assert ("kv_transfer_config" in arguments) is ("aggregated" not in counts)
+        assert ("kv_transfer_config" in arguments) is (list(configs) != ["aggregated"])
         assert arguments.get("enable_prefix_caching", True) is not name.endswith("-nocache")
 
 
@@ -265,3 +273,27 @@ def test_a_topology_brings_the_shape_of_its_own_model() -> None:
 )
 def test_the_part_of_a_gpu_that_vllm_takes(vllm: str, part: float) -> None:
     assert default_utilization(vllm) == part
+
+
+# Elastic engines.
+
+
+def test_what_may_change_while_it_serves_is_not_among_the_arguments() -> None:
+    """Another ratio with the same engines: Serve restarts what has other arguments."""
+    one, other = (rendered(f"lab-elastic-{ratio}", "cpu")[0] for ratio in ("1p2d", "2p1d"))
+    assert one["args"] == other["args"]
+    assert [app["deployments"][0]["user_config"] for app in (one, other)] == [
+        {"prefill": 1, "decode": 2, "aggregated_below_osl": 0},
+        {"prefill": 2, "decode": 1, "aggregated_below_osl": 0},
+    ]
+
+
+def test_short_answers_may_stay_where_their_prompt_is() -> None:
+    raw = load("lab-elastic-3agg", TOPOLOGIES) | {"aggregated_below_osl": 16}
+    assert serving(raw, site("cpu"))["roles"] == {"prefill": 0, "decode": 0, "aggregated_below_osl": 16}
+
+
+def test_elastic_engines_have_the_layout_of_what_moves() -> None:
+    config = llm_configs(rendered("qwen3-14b-elastic-1p3d", "h200")[0])["elastic"]
+    assert config["engine_kwargs"]["block_size"] == 128
+    assert config["engine_kwargs"]["kv_transfer_config"]["kv_role"] == "kv_both"

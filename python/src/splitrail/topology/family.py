@@ -89,7 +89,7 @@ def _compose(family: Raw, name: str, ratio: re.Match[str]) -> Raw:
         counts = {pool: int(ratio[pool]) for pool in ("prefill", "decode") if ratio[pool]}
         engines = sum(counts.values()) or int(ratio["aggregated"])
         raw |= {"mode": "elastic", "ratio": counts or "aggregated"}
-        pools["elastic"] = {**pools["elastic"], "replicas": engines}
+        raw["pools"] = {"elastic": {**pools["elastic"], "replicas": engines}}
     elif ratio["aggregated"]:
         engines = int(ratio["aggregated"])
         raw |= {"mode": "aggregated", "pools": {"aggregated": {**pools["aggregated"], "replicas": engines}}}
