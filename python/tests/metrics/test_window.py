@@ -154,8 +154,10 @@ def test_a_text_that_is_none_is_refused_with_its_place() -> None:
 
 
 def test_pools_by_deployment() -> None:
-    assert [pool_of(name) for name in ("Prefill:q", "Decode:q", "LLMServer:q", "OpenAiIngress")] == [
-        *("prefill", "decode", "aggregated", ""),
+    assert [
+        pool_of(name) for name in ("Prefill:q", "Decode:q", "LLMServer:q", "Engine12:q", "ElasticIngress")
+    ] == [
+        *("prefill", "decode", "aggregated", "elastic", ""),
     ]
 
 

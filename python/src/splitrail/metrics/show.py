@@ -155,7 +155,7 @@ def write_page(
 
 def _history(windows: Sequence[Window]) -> list[dict[str, Any]]:
     """How the main figures went, as points of a line; none for a figure that was seen fewer than twice."""
-    series = {
+    series: dict[str, list[float | None]] = {
         "TTFT p90, ms": [window.ttft_ms(90) for window in windows],
         "TPOT p90, ms": [window.tpot_ms(90) for window in windows],
         "requests/s": [window.requests / window.seconds if window.seconds else None for window in windows],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from splitrail.metrics.histogram import NOTHING, Histogram, Spread, merged
 from splitrail.metrics.text import Reading, read_engines, read_proxy
 
-# Pools by the names that Ray Serve LLM's builders give to deployments (ray/llm/_internal/serve/*/builder.py).
-POOLS = {"Prefill": "prefill", "Decode": "decode", "LLMServer": "aggregated", "Elastic": "elastic"}
+# Pools by the names that builders give to deployments: Ray Serve LLM's
+# (ray/llm/_internal/serve/*/builder.py) and that of splitrail_elastic.
+POOLS = {"Prefill": "prefill", "Decode": "decode", "LLMServer": "aggregated", "Engine": "elastic"}
 # Those whose engines answer clients; a prefill engine answers a decode engine.
 ANSWERING = ("decode", "aggregated", "elastic")
 PERCENTILES = (50, 90, 99)
@@ -20,7 +20,8 @@ PERCENTILES = (50, 90, 99)
 
 def pool_of(deployment: str) -> str:
     """The pool of a deployment: ``Prefill:qwen3`` is ``prefill``; empty where it has no engines."""
-    return POOLS.get(re.split(r"[:#]", deployment)[0], "")
+    # Elastic engines are numbered: each is a deployment, so that the ingress can choose it.
+    return POOLS.get(deployment.partition(":")[0].rstrip("0123456789"), "")
 
 
 @dataclass(frozen=True)
