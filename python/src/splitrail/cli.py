@@ -15,6 +15,7 @@ from rich.text import Text
 
 from splitrail.bundle.cli import app as bundle_app
 from splitrail.fabric.cli import app as fabric_app
+from splitrail.inventory.cli import app as inventory_app
 from splitrail.lab.cli import app as lab_app
 from splitrail.metrics.cli import top
 from splitrail.plan.cli import app as plan_app
@@ -40,6 +41,7 @@ app.add_typer(release_app, name="release")
 app.add_typer(plan_app, name="plan")
 app.add_typer(bundle_app, name="bundle")
 app.command("top")(top)
+app.add_typer(inventory_app, name="inventory")
 
 Inventory = Annotated[
     str | None, typer.Option("-i", "--inventory", help="Inventory folder or file; by default ansible.cfg's.")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from splitrail.inventory.before import require
 from splitrail.project import Project
 from splitrail.run.playbook import Interrupts, Options, Step, run_step
 from splitrail.run.record import load
@@ -83,6 +84,7 @@ def render(project: Project, options: Options, out: Path | None = None) -> Rende
     Raises RenderError naming host and reason, or when ``out`` holds anything but a former rendering;
     CannotRun and ProjectError as the verbs do. No host is contacted.
     """
+    require(project, options.inventory, options.extra_vars)
     parent = out.absolute().parent if out else project.root / "build/render"
     if out:
         _check_replaceable(out)

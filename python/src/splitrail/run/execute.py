@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from splitrail.inventory.before import require
 from splitrail.project import Project
 from splitrail.run.messages import cure
 from splitrail.run.playbook import CannotRun, Interrupts, Options, Outcome, Step, run_step
@@ -69,6 +70,7 @@ def execute(
         resumed, steps = rest.folder, rest.steps
         options = replace(options, limit=rest.run.limit, tags=tuple(rest.run.tags))
 
+    require(project, options.inventory, options.extra_vars)
     now = datetime.now(UTC)
     try:
         folder = new_folder(project.runs, now)

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from splitrail.inventory.before import require
 from splitrail.project import Project, ProjectError
 from splitrail.run.playbook import CannotRun, Interrupts, Options, Step, run_step
 from splitrail.run.record import last_run, load
@@ -57,6 +58,7 @@ def ask(
     Leaves no run record: looking is not a run.
     """
     try:
+        require(project, options.inventory, options.extra_vars)
         return _ask(project, project.playbook(playbook), options, key)
     except (CannotRun, ProjectError) as error:
         return None, str(error)

@@ -1,0 +1,1 @@
+"""Inventories: read as Ansible reads them, and refused before a host is contacted."""

@@ -1,0 +1,150 @@
+"""What variables hold, judged by the JSON schema that is made of the roles' specs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.exceptions import ValidationError
+
+from splitrail.inventory.fault import Fault, near
+from splitrail.inventory.located import Opaque
+from splitrail.inventory.names import SECRET
+from splitrail.inventory.reader import Inventory, Variable
+from splitrail.inventory.resolve import Fleet, Unknown, Wrong, value_of
+from splitrail.inventory.vocabulary import Vocabulary, is_template, strings
+
+_FORMATS = {"ipv4network": IPv4Network, "ipv4": IPv4Address}
+_SHOWN = 60  # characters of a value in a message
+_WORDS = {
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list (`[a, b]`, or lines that begin with `- `)",
+    "object": "a mapping (`{key: value}`, or `key: value` lines)",
+    "null": "null",
+}
+
+
+def faults(inventory: Inventory, vocabulary: Vocabulary, fleet: Fleet) -> Iterator[Fault]:
+    """Every declaration as it stands, and each host's own value where a template makes it."""
+    validators = _Validators(vocabulary)
+    templated = {one: any(map(is_template, strings(one.value))) for one in inventory.declared}
+    for variable, made in templated.items():
+        if not made:
+            yield from validators.faults(variable, variable.value, ())
+    for host in inventory.hosts:
+        values = fleet[host]
+        for variable in values.variables.values():
+            if not templated.get(variable):
+                continue
+            try:
+                value = value_of(values, variable)
+            except Unknown:
+                continue
+            except Wrong as error:
+                yield variable.fault(str(error), "correct what it names", (host,))
+                continue
+            yield from validators.faults(variable, value, (host,))
+
+
+class _Validators:
+    """The schemas, compiled when they are first used; a value that was found good is not looked at again."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._made: dict[str, Draft202012Validator] = {}
+        self._good: set[tuple[str, str]] = set()
+
+    def faults(self, variable: Variable, value: Any, hosts: tuple[str, ...]) -> Iterator[Fault]:
+        name = variable.name
+        schema = self._vocabulary.typed.get(name)
+        if schema is None or isinstance(value, Opaque) or (name, repr(value)) in self._good:
+            return
+        if name not in self._made:
+            self._made[name] = Draft202012Validator(
+                {**schema, "$defs": dict(self._vocabulary.definitions)}, format_checker=_format_checker()
+            )
+        errors = list(self._made[name].iter_errors(value))
+        if not errors:
+            self._good.add((name, repr(value)))
+        for error in errors:
+            yield _explain(variable, error, hosts)
+
+
+def _format_checker() -> FormatChecker:
+    checker = FormatChecker(formats=())
+    for name, kind in _FORMATS.items():
+
+        def fits(value: object, kind: Callable[[str], object] = kind) -> bool:
+            return not isinstance(value, str) or kind(value) is not None
+
+        checker.checks(name, raises=ValueError)(fits)
+    return checker
+
+
+def _explain(variable: Variable, error: ValidationError, hosts: tuple[str, ...]) -> Fault:
+    """One fault of a value: what it is, what may stand there, and the cure."""
+    place = tuple(error.absolute_path)
+    schema = error.schema if isinstance(error.schema, dict) else {}
+    if error.validator == "additionalProperties":
+        allowed = list(schema["properties"])
+        extra = sorted(set(error.instance) - set(allowed))
+        said = f"{', '.join(extra)} is no key of it; allowed: {', '.join(allowed)}{near(extra[0], allowed)}"
+        return variable.fault(said, "correct the key or take it out", hosts, (*place, extra[0]))
+    if error.validator == "required":
+        missing = ", ".join(key for key in error.validator_value if key not in error.instance)
+        return variable.fault(f"lacks {missing}", f"add {missing}", hosts, place)
+    allowed_words = _allowed(error, schema)
+    got = "(hidden)" if SECRET.search(variable.name) else _shown(error.instance)
+    asked = near(error.instance, map(str, schema.get("enum", ()))) if isinstance(error.instance, str) else ""
+    return variable.fault(
+        f"is {got}; allowed: {allowed_words}{asked}",
+        _cure(error.instance, schema, allowed_words),
+        hosts,
+        place,
+    )
+
+
+def _cure(value: Any, schema: Mapping[str, Any], allowed: str) -> str:
+    if value is None:
+        return f"write {allowed}, or take the line out"
+    if isinstance(value, float | bool) and "string" in _kinds(schema):
+        return "put it in quotes: YAML reads it as another value than a text"
+    if isinstance(value, str) and is_template(value):
+        return "correct the template"
+    return f"write {allowed}"
+
+
+def _kinds(schema: Mapping[str, Any]) -> list[str]:
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+    # A text may look like a number; nobody needs to be told.
+    return [kind for kind in kinds if not (kind == "integer" and "string" in kinds)]
+
+
+def _allowed(error: ValidationError, schema: Mapping[str, Any]) -> str:
+    if error.validator == "enum":
+        return "one of " + ", ".join(map(str, error.validator_value))
+    if error.validator == "anyOf":
+        return " or ".join(_WORDS[kind] for option in error.validator_value for kind in _kinds(option))
+    words = " or ".join(_WORDS[kind] for kind in _kinds(schema))
+    low, above, high = (schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
+    if low is not None:
+        words += f" from {low} " + (f"to {high}" if high is not None else "on")
+    if above is not None:
+        words += f" above {above}"
+    if "pattern" in schema:
+        words += f" like {schema['pattern']}"
+    if "format" in schema:
+        words += f" that is an {schema['format']}"
+    return words or str(error.validator_value)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
