@@ -115,7 +115,7 @@ def aim(config: Config, last_good: Config | None) -> tuple[Config, str]:
         return config, ""
     live, *canary = last_good["applications"]
     app = in_slot(config["applications"][0], slot_of(live))
-    same = declared(live) == app
+    same = declared(live) == declared(app)
     if canary and same:
         return {**config, "applications": last_good["applications"]}, ""
     if canary:
