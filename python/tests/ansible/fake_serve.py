@@ -108,8 +108,18 @@ class Serve:
 
     def staff(self, app: Json, before: dict[str, list[str]]) -> None:
         """Give an application its replicas: those that it had, more or fewer."""
-        said = {one["name"]: one["num_replicas"] for one in app["config"].get("deployments", [])}
+        said = {
+            one["name"]: one["num_replicas"]
+            for one in app["config"].get("deployments", [])
+            if "num_replicas" in one
+        }
         app["actors"] = {}
+        if "llm_config" in app["config"]["args"]:
+            # Elastic engines: a deployment each, and the ingress that knows who does what.
+            count = app["config"]["args"]["llm_config"]["deployment_config"]["num_replicas"]
+            for name in [*(f"Engine{number}:m" for number in range(count)), "ElasticIngress"]:
+                app["actors"][name] = before.get(name) or [f"actor-{next(self.numbers)}"]
+            return
         for key, name in NAMES.items():
             one = app["config"]["args"].get(key)
             if one is None:

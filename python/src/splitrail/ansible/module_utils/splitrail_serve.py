@@ -270,8 +270,11 @@ def log_errors(head: Head, replica: Json) -> list[str]:
     return [f"  {replica.get('node_ip')}: {line[:400]}" for line in lines[-3:]]
 
 
-def wait(head: Head, config: Config, timeout_s: float) -> Json:
-    """Wait until every application of a config runs, and return Serve's answer. Raises DeployError."""
+def wait(head: Head, config: Config, timeout_s: float, *, pace_s: float = 1.0) -> Json:
+    """Wait until every application of a config runs, and return Serve's answer. Raises DeployError.
+
+    ``pace_s``: between two questions to Serve, which itself looks about once a second at what has to start.
+    """
     deadline = time.monotonic() + timeout_s
     answer: Json = {}
     while True:
@@ -288,7 +291,7 @@ def wait(head: Head, config: Config, timeout_s: float) -> Json:
                 raise DeployError(reasons(head, answer))
         if time.monotonic() > deadline:
             raise DeployError(f"not running after {timeout_s:g} s. {problem or reasons(head, answer)}")
-        time.sleep(1)  # between two questions to Serve, which itself looks once a second
+        time.sleep(pace_s)
 
 
 def runs(answer: Json, config: Config) -> bool:

@@ -13,6 +13,7 @@ from ansible.module_utils.splitrail_ray import Head, RayError
 from ansible.module_utils.splitrail_serve import (
     API,
     DEPLOYMENTS,
+    ELASTIC_INGRESS,
     PATIENCE_S,
     Config,
     DeployError,
@@ -44,7 +45,7 @@ description:
   - C(previous) deploys what ran before the last change, as a canary where there is room for both, else in
     place.
   - C(scaled) changes how many engines each pool has. Engines that stay are not touched, those that go drain
-    first.
+    first. Of elastic engines it changes which do what, from the next request on; none is touched.
   - What does not come to run is taken back. Exact in check mode.
 options:
   action: {description: What to do., type: str, required: true,
@@ -52,7 +53,8 @@ options:
   url: {description: Ray's dashboard on the head., type: str, required: true}
   token_path: {description: File with Ray's token., type: path, required: true}
   config: {description: "For C(canary), a Serve config of one application, written for slot a.", type: dict}
-  ratio: {description: "For C(scaled), engines by pool, such as C({prefill: 1, decode: 2}).", type: dict}
+  ratio: {description: "For C(scaled), engines by pool, such as C({prefill: 1, decode: 2}); for elastic
+          engines that, or C({aggregated: 3}), and all of them.", type: dict}
   last_good: {description: File that holds the last config that ran., type: path, required: true}
   validate: {description: As for M(splitrail_serve_app)., type: list, elements: str, default: []}
   timeout_s: {description: Longest wait in seconds until what was asked for runs., type: int, default: 1800}
@@ -77,6 +79,7 @@ since: {description: "When the config was last changed, in seconds since the epo
 beside: {description: Whether the previous config runs as a canary., type: bool, returned: for previous}
 actors: {description: "Replicas' actor ids before and after, by deployment.", type: dict,
          returned: for scaled}
+in_effect_s: {description: Seconds from sending a config until it ran., type: float, returned: changed}
 seconds: {description: How long it took., type: float, returned: always}
 """
 
@@ -169,6 +172,8 @@ class Slots:
         """Change the number of engines of each pool."""
         self.refuse_a_second("another ratio")
         wanted, have = self.params["ratio"], ratio(self.live)
+        if [pool for pool, _ in engines(self.live)] == ["elastic"]:
+            return self.change_roles(wanted)
         if set(wanted) != set(have) or any(type(count) is not int or count < 1 for count in wanted.values()):
             raise DeployError(
                 f"{self.live['name']} has the pools {', '.join(have)}, and each needs one engine or more: "
@@ -196,6 +201,32 @@ class Slots:
         done = self.bring(config)
         return {**done, "actors": {"before": before, "after": before if self.check_mode else self.actors()}}
 
+    def change_roles(self, wanted: Json) -> Json:
+        """Change which elastic engines do what: the ``user_config`` that Serve hands to the ingress."""
+        ((_, one),) = engines(self.live)
+        count = one["deployment_config"]["num_replicas"]
+        pools = set(wanted) in ({"prefill", "decode"}, {"aggregated"})
+        if not pools or any(type(n) is not int or n < 1 for n in wanted.values()):
+            raise DeployError(
+                f"{self.live['name']} has elastic engines: {json.dumps(wanted)} cannot be their ratio; write "
+                "prefill and decode, one or more of each, or aggregated"
+            )
+        if sum(wanted.values()) != count:
+            raise DeployError(
+                f"{self.live['name']} has {count} elastic engines and {json.dumps(wanted)} speaks of "
+                f"{sum(wanted.values())}: each needs a role, so the sum must be the same"
+            )
+        roles = {role: wanted.get(role, 0) for role in ("prefill", "decode")}
+        said = {d["name"]: d["user_config"] for d in self.live.get("deployments", [])}.get(
+            ELASTIC_INGRESS, {}
+        )
+        if {**said, **roles} == said:
+            return {"changed": False}
+        before = self.actors()
+        override = {"name": ELASTIC_INGRESS, "user_config": {**said, **roles}}
+        done = self.bring(self.with_applications({**self.live, "deployments": [override]}), pace_s=0.05)
+        return {**done, "actors": {"before": before, "after": before if self.check_mode else self.actors()}}
+
     def actors(self) -> Json:
         """Actor ids of the live application's replicas, by deployment."""
         answer = self.head.request("GET", API)
@@ -205,7 +236,7 @@ class Slots:
             for name, one in deployments.items()
         }
 
-    def bring(self, config: Config) -> Json:
+    def bring(self, config: Config, *, pace_s: float = 1.0) -> Json:
         """Send a config and wait until it runs; what ran before is sent again when it does not."""
         before, after = (json.dumps(one, indent=2) + "\n" for one in (self.config, config))
         changed = {"changed": True, "diff": {"before": before, "after": after}}
@@ -213,8 +244,9 @@ class Slots:
         refuse_strangers(self.head.request("GET", API), known)
         if self.check_mode:
             return changed
+        began = time.monotonic()
         try:
-            self.send(config)
+            self.send(config, pace_s)
         except (DeployError, RayError) as error:
             words = "What ran before runs on."
             try:
@@ -222,14 +254,15 @@ class Slots:
             except (DeployError, RayError) as worse:
                 words = f"What ran before did not come back either: {worse}"
             raise DeployError(f"{error}\n{words}") from error
+        changed["in_effect_s"] = round(time.monotonic() - began, 3)
         keep(self.current, config)
         self.config, self.live = config, config["applications"][0]
         self.beside = next(iter(config["applications"][1:]), None)
         return changed
 
-    def send(self, config: Config) -> None:
+    def send(self, config: Config, pace_s: float = 1.0) -> None:
         self.head.request("PUT", API, config, timeout_s=PATIENCE_S)
-        wait(self.head, config, self.params["timeout_s"])
+        wait(self.head, config, self.params["timeout_s"], pace_s=pace_s)
 
     def needed_canary(self) -> Json:
         if self.beside is None:
