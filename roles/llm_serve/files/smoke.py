@@ -264,6 +264,14 @@ def wire_check(before: Json, after: Json, expected: int, transport: str) -> Json
     )
 
 
+def elastic_roles(ratio: Json, deployments: list[str]) -> tuple[list[str], list[str]]:
+    """Deployments of elastic engines by role, prefill and decode, as the ingress says it."""
+    roles = {one["name"]: one["role"] for one in ratio["engines"]}
+    engines = {name: roles.get(name.partition(":")[0].lower()) for name in deployments}
+    found = [[name for name, has in engines.items() if has == role] for role in ("prefill", "decode")]
+    return found[0], found[1]
+
+
 class Cluster:
     """The running application, seen from a driver of the cluster."""
 
@@ -283,14 +291,23 @@ class Cluster:
         self.deployments = list(status.deployments)
         self.alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
-    def nodes_of(self, prefix: str) -> list[str]:
-        """Ids of the nodes on which replicas of a deployment run."""
+    def roles(self) -> tuple[list[str], list[str]]:
+        """Deployments of prefill engines and of decode engines; of elastic ones, those that are so now."""
+        if "ElasticIngress" in self.deployments:
+            from ray import serve
+
+            said = serve.get_deployment_handle("ElasticIngress", self.app).ratio.remote().result(timeout_s=60)
+            return elastic_roles(said, self.deployments)
+        found = [[n for n in self.deployments if n.startswith(kind)] for kind in ("Prefill:", "Decode:")]
+        return found[0], found[1]
+
+    def nodes_of(self, deployments: list[str]) -> list[str]:
+        """Ids of the nodes on which replicas of deployments run."""
         from ray.util.state import list_actors
 
         actors = list_actors(filters=[("state", "=", "ALIVE")], limit=10000, detail=True)
-        return sorted(
-            {a.node_id for a in actors if a.name and a.name.startswith(f"SERVE_REPLICA::{self.app}#{prefix}")}
-        )
+        starts = tuple(f"SERVE_REPLICA::{self.app}#{deployment}#" for deployment in deployments)
+        return sorted({a.node_id for a in actors if a.name and a.name.startswith(starts)})
 
     def on(self, node: str, function: Any, *arguments: Any) -> Any:
         """Run a function on a node and return what it returns; reserves nothing there."""
@@ -337,17 +354,19 @@ def run(settings: Json) -> Json:
     def messages(words: int) -> Json:
         return {"messages": [{"role": "user", "content": prompt_of(words)}]}
 
-    if settings["mode"] != "pd":
+    prefills, decodes = cluster.roles()
+    # Elastic engines of which each does both move no KV cache.
+    if settings["mode"] == "aggregated" or (settings["mode"] == "elastic" and not decodes):
         asked = ask_endpoint(url, {**request, **messages(16), **stream}, settings["timeout_s"])
         return {"checks": answer_checks(asked, None, settings), "figures": figures(asked)}
 
-    prefill = next((name for name in cluster.deployments if name.startswith("Prefill:")), None)
-    if prefill is None:
+    if not prefills:
         raise RuntimeError(
             f"the application has no prefill engines ({', '.join(cluster.deployments)}): it is served "
-            "aggregated while llm_serve_mode says pd; run the serve playbook, or set the mode"
+            f"otherwise while llm_serve_mode says {settings['mode']}; run the serve playbook, or set the mode"
         )
-    prefill_nodes, decode_nodes = cluster.nodes_of("Prefill:"), cluster.nodes_of("Decode:")
+    prefill = prefills[0]
+    prefill_nodes, decode_nodes = cluster.nodes_of(prefills), cluster.nodes_of(decodes)
     engine = settings["engine_kwargs"]
     per_token = cluster.on(decode_nodes[0], describe_model, settings["model_source"], engine)[
         "bytes_per_token"
