@@ -281,3 +281,15 @@ def test_no_two_prompts_are_alike_and_each_repetition_costs_the_same() -> None:
     assert one != other
     grown = [len(smoke.prompt_of(words).split()) for words in (1, 2, 3)]
     assert grown[2] - grown[1] == grown[1] - grown[0] == 9
+
+
+def test_elastic_engines_are_found_by_the_role_that_they_have_now() -> None:
+    deployments = ["ElasticIngress", "Engine0:m", "Engine1:m", "Engine2:m", "Engine10:m"]
+    roles = {"engine0": "prefill", "engine1": "decode", "engine2": "decode", "engine10": "prefill"}
+    ratio = {"engines": [{"name": name, "role": role} for name, role in roles.items()]}
+    assert smoke.elastic_roles(ratio, deployments) == (
+        ["Engine0:m", "Engine10:m"],
+        ["Engine1:m", "Engine2:m"],
+    )
+    aggregated = {"engines": [{"name": name, "role": "aggregated"} for name in roles]}
+    assert smoke.elastic_roles(aggregated, deployments) == ([], [])

@@ -14,8 +14,11 @@ import pytest
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+import splitrail_elastic.pool  # noqa: F401  # the real one, beside which the stand-in of its app is put
+
 PROGRAM = Path(__file__).parents[3] / "roles/llm_serve/files/validate_serve_config.py"
 PD = "ray.serve.llm:build_pd_openai_app"
+ELASTIC = "splitrail_elastic.app:build_elastic_app"
 Json = dict[str, Any]
 
 
@@ -51,6 +54,12 @@ class PDServingArgs(Strict):
         if ids[0] != ids[1]:
             raise ValueError("P/D model id mismatch")
         return self
+
+
+class ElasticArgs(Strict):
+    """The suite's own, in part: the image has the rest."""
+
+    llm_config: dict[str, Any]
 
 
 class Deploy(BaseModel):
@@ -103,6 +112,7 @@ def image(monkeypatch: pytest.MonkeyPatch) -> None:
         builder: {"PDServingArgs": PDServingArgs},
         "ray.serve.llm": {"LLMConfig": LLMConfig, "LLMServingArgs": ServingArgs},
         "ray.serve.schema": {"ServeDeploySchema": Deploy},
+        "splitrail_elastic.app": {"ElasticArgs": ElasticArgs},
         "vllm.config": {"KVTransferConfig": TransferConfig},
         "vllm.engine.arg_utils": {"AsyncEngineArgs": EngineArgs},
     }
@@ -139,6 +149,15 @@ def run(
     return code, report["faults"]
 
 
+def elastic(roles: Json, **arguments: Any) -> Json:
+    """A Serve config with three elastic engines."""
+    one = {**engine(**arguments), "deployment_config": {"num_replicas": 3}}
+    override = {"name": "ElasticIngress", "user_config": roles}
+    return {
+        "applications": [{"import_path": ELASTIC, "args": {"llm_config": one}, "deployments": [override]}]
+    }
+
+
 PLACE = "applications.0.args.prefill_config"
 KWARGS = f"{PLACE}.engine_kwargs"
 TRANSFER = f"{KWARGS}.kv_transfer_config"
@@ -172,6 +191,16 @@ NO_INTEGER = "Input should be a valid integer, unable to parse string as an inte
         (
             {"applications": [{"import_path": "x", "args": {"llm_configs": [engine(), engine(zzz=1)]}}]},
             [f"applications.0.args.llm_configs.1.engine_kwargs.zzz: {UNKNOWN}"],
+        ),
+        (elastic({"prefill": 1, "decode": 2}), []),
+        (elastic({}), []),
+        (
+            elastic({"prefill": 1, "decode": 2}, zzz=1),
+            [f"applications.0.args.llm_config.engine_kwargs.zzz: {UNKNOWN}"],
+        ),
+        (
+            elastic({"prefill": -1, "decode": 2}),
+            ["applications.0.deployments.0: user_config.prefill is -1: write a whole number, 0 or more"],
         ),
     ],
 )  # fmt: skip

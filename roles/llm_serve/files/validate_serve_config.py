@@ -75,6 +75,21 @@ def engine_faults(place: str, arguments: dict[str, Any]) -> list[str]:
     return found
 
 
+def ratio_faults(place: str, application: dict[str, Any]) -> list[str]:
+    """A ratio that elastic engines cannot have; Serve would say so only once they all have started."""
+    from splitrail_elastic.pool import Ratio
+
+    engines = application["args"]["llm_config"]["deployment_config"]["num_replicas"]
+    return [
+        fault
+        for number, one in enumerate(application.get("deployments", []))
+        if one["name"] == "ElasticIngress"
+        for fault in rejections(
+            f"{place}.deployments.{number}", lambda one=one: Ratio.read(one["user_config"], engines), []
+        )
+    ]
+
+
 def faults(config: Any) -> list[str]:
     """Everything that is wrong with a Serve config."""
     from ray.llm._internal.serve.serving_patterns.prefill_decode.builder import PDServingArgs
@@ -87,7 +102,12 @@ def faults(config: Any) -> list[str]:
     for number, application in enumerate(config["applications"]):
         arguments = application["args"]
         place = f"applications.{number}.args"
-        if application["import_path"] == "ray.serve.llm:build_pd_openai_app":
+        if application["import_path"] == "splitrail_elastic.app:build_elastic_app":
+            from splitrail_elastic.app import ElasticArgs
+
+            whole, llm_configs = ElasticArgs, {"llm_config": arguments["llm_config"]}
+            found += ratio_faults(f"applications.{number}", application)
+        elif application["import_path"] == "ray.serve.llm:build_pd_openai_app":
             whole, llm_configs = (
                 PDServingArgs,
                 {name: arguments[name] for name in ("prefill_config", "decode_config")},
