@@ -25,6 +25,7 @@ from splitrail.release_cli import app as release_app
 from splitrail.render import INDEX, RenderError, render
 from splitrail.run import status as run_status
 from splitrail.run.execute import COULD_NOT_RUN, FAILED, OK, execute, summarize
+from splitrail.run.history_cli import app as runs_app
 from splitrail.run.playbook import CannotRun, Options
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ app.add_typer(plan_app, name="plan")
 app.add_typer(bundle_app, name="bundle")
 app.command("top")(top)
 app.add_typer(inventory_app, name="inventory")
+app.add_typer(runs_app, name="runs")
 
 Inventory = Annotated[
     str | None, typer.Option("-i", "--inventory", help="Inventory folder or file; by default ansible.cfg's.")

@@ -29,6 +29,8 @@ from splitrail.topology import TopologyError
 from splitrail.topology import load as load_topology
 from splitrail.topology import parse as parse_topology
 
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 class Unknown(Exception):
     """A value that only Ansible can tell."""
@@ -145,7 +147,7 @@ class Fleet:
         """A template and the names that it reads; raises Unknown for one that needs more than is here."""
         if text not in self._templates:
             try:
-                names = frozenset(template_names(text))
+                names = template_names(text)
                 self._templates[text] = names, self._environment.from_string(text)
             except jinja2.TemplateError as error:
                 raise Unknown(str(error)) from None
@@ -254,7 +256,7 @@ def _combine(first: Mapping[str, Any], *others: Mapping[str, Any], **options: An
 
 _FILTERS = {
     "combine": _combine,
-    "from_yaml": yaml.safe_load,
+    "from_yaml": lambda text: yaml.load(text, Loader=_Loader),  # noqa: S506  # a SafeLoader
     "splitrail_release": _release,
     "splitrail_topology_named": _topology,
     "splitrail_rails": _rails,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,10 @@ def or_template(schema: Schema) -> Schema:
     return {"anyOf": [inner, {"type": "string", "pattern": r"\{[{%]"}]}
 
 
-def template_names(text: str) -> set[str]:
+@lru_cache(maxsize=4096)
+def template_names(text: str) -> frozenset[str]:
     """The variables that a template reads. Raises jinja2.TemplateSyntaxError."""
-    return jinja2.meta.find_undeclared_variables(_environment.parse(text))
+    return frozenset(jinja2.meta.find_undeclared_variables(_environment.parse(text)))
 
 
 def is_template(value: Any) -> bool:

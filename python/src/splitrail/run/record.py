@@ -84,6 +84,7 @@ class Run(BaseModel):
     limit: str | None = None
     tags: list[str] = Field(default_factory=list)
     skip_tags: list[str] = Field(default_factory=list)
+    extra_vars: list[str] = Field(default_factory=list)  # names only: a value may be secret
     check: bool = False
     plays: list[Play] = Field(default_factory=list)
     hosts: list[str] = Field(default_factory=list)  # those that answered or were tried

@@ -64,6 +64,10 @@ class Recorder:
         self.run.state, self.run.ended = "running", None
         self.run.save(self.folder)
 
+    def given(self, names: Collection[str]) -> None:
+        """The names of the extra variables that the run was started with."""
+        self.run.extra_vars = sorted({*self.run.extra_vars, *names})
+
     def play(self, name: str, verb: str) -> None:
         self._close_times()
         self._save_timings()

@@ -59,6 +59,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible ships no ty
     def v2_playbook_on_play_start(self, play: Any) -> None:
         # get_path is "file:line" of the play itself, also when another playbook imported that file.
         verb = Path(play.get_path().rpartition(":")[0]).stem
+        self._write(lambda recorder: recorder.given(play.get_variable_manager().extra_vars.keys()))
         self._write(lambda recorder: recorder.play(str(play.get_name()).strip(), verb))
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
