@@ -149,13 +149,23 @@ class Layout(Strict):
         raise WorkloadError(f"layout {text!r}: write 4agg, 2p2d, 1p3d-tp8 or 2p-tp4-1d-tp8")
 
 
+class Attained(Strict):
+    """The share of requests within a limit, and the interval that holds the true share with 95 %."""
+
+    share: float
+    low: float
+    high: float
+
+
 class Point(Strict):
     """What clients saw at one offered rate.
 
     ``sent_s`` are the times at which requests were sent, where they were recorded: calibration then replays
     them. ``descriptors`` is what a transfer had on average, as the engines count: adjacent blocks are merged,
-    so it may be far below one a block. ``steady`` is null where nobody looked. A metric maps a statistic to
-    ms; one that was not measured is absent.
+    so it may be far below one a block. ``steady`` is null where nobody looked; ``unsteady`` says in words why
+    it is false. ``failed`` requests have no times. ``lag_ms`` is how late the client itself sent (p99).
+    ``attained`` is the share of requests within a limit, by the limit's key, and ``runs`` how many runs were
+    put together. A metric maps a statistic to ms; one that was not measured is absent.
     """
 
     qps: float = Field(gt=0)
@@ -163,6 +173,11 @@ class Point(Strict):
     requests: int | None = None
     seconds: float | None = None
     steady: bool | None = None
+    unsteady: tuple[str, ...] = ()
+    failed: int | None = None
+    lag_ms: float | None = None
+    attained: dict[str, Attained] = {}
+    runs: int = 1
     descriptors: float | None = Field(default=None, gt=0)
     sent_s: tuple[float, ...] = ()
     ttft: dict[Statistic, float] = {}
@@ -196,6 +211,24 @@ class Window(Strict):
     requests: int | None = Field(default=None, ge=1)
 
 
+class Sustained(Strict):
+    """The highest rate that a layout was found to hold under an SLA: its goodput.
+
+    ``qps`` is null where no rate held, and ``why`` says what ended the search. ``low`` and ``high`` bound the
+    rate with 95 % at each: what surely held, what surely did not; null where nothing was sure.
+    """
+
+    sla: Sla
+    qps: float | None
+    low: float | None = None
+    high: float | None = None
+    binding: str = ""
+    why: str = ""
+    runs: int = 0
+    requests: int = 0
+    seconds: float = 0.0
+
+
 class Curve(Strict):
     """Points of one layout under one workload, over rising rates."""
 
@@ -205,6 +238,7 @@ class Curve(Strict):
     window: Window | None = None
     source: str = ""
     points: tuple[Point, ...]
+    sustained: tuple[Sustained, ...] = ()
 
     @model_validator(mode="after")
     def _readable(self) -> Curve:

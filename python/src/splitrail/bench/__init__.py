@@ -1,0 +1,1 @@
+"""Measure what an endpoint sustains: open-loop traffic, a steady-state gate, a search under an SLA."""
