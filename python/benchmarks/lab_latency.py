@@ -14,10 +14,12 @@ import statistics
 import sys
 import time
 import uuid
+from pathlib import Path
 
 import httpx
 
 ENDPOINT = "http://10.87.0.11:8000"
+KEY = Path(__file__).resolve().parents[2] / ".secrets/lab/api_key"
 TOKENS = 16
 GOAL_MS = 300.0
 
@@ -56,7 +58,8 @@ def summary(values: list[float]) -> dict[str, float]:
 def main() -> int:
     """Ask as often as the command line says."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    with httpx.Client(base_url=ENDPOINT, timeout=120, trust_env=False) as client:
+    headers = {"Authorization": f"Bearer {KEY.read_text().strip()}"}
+    with httpx.Client(base_url=ENDPOINT, headers=headers, timeout=120, trust_env=False) as client:
         for _ in range(5):
             ask(client)
         times = [ask(client) for _ in range(count)]

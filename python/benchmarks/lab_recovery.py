@@ -30,8 +30,8 @@ TOKENS = 16
 CASES = {
     "decode-engine": ("lab-decode", "pkill -KILL -f ^VLLM::Worker"),
     "prefill-engine": ("lab-prefill", "pkill -KILL -f ^VLLM::Worker"),
-    "decode-replica": ("lab-decode", "pkill -KILL -f ray::ServeReplica:llm:Decode"),
-    "prefill-replica": ("lab-prefill", "pkill -KILL -f ray::ServeReplica:llm:Prefill"),
+    "decode-replica": ("lab-decode", "pkill -KILL -f ray::ServeReplica:llm-.:Decode"),
+    "prefill-replica": ("lab-prefill", "pkill -KILL -f ray::ServeReplica:llm-.:Prefill"),
     "decode-node": ("lab-decode", "reboot -ff"),
     "prefill-node": ("lab-prefill", "reboot -ff"),
     "head-node": ("lab-head", "reboot -ff"),
@@ -76,7 +76,9 @@ def ask(client: httpx.Client, number: int) -> list[int]:
 def measure(case: str) -> dict[str, object]:
     """Kill one thing and watch the endpoint until it is steady again."""
     node, command = CASES[case]
-    with httpx.Client(base_url=endpoint(), timeout=60, trust_env=False) as client:
+    key = (ROOT / ".secrets/lab/api_key").read_text().strip()
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=endpoint(), headers=headers, timeout=60, trust_env=False) as client:
         right = [ask(client, number) for number in range(4)]
         subprocess.run(
             [sys.executable, "-m", "splitrail", "lab", "ssh", "-i", str(INVENTORY), node, "--",

@@ -274,7 +274,7 @@ def test_one_host_of_h200_renders(tmp_path: Path, guarded: Path) -> None:
     # KV caches stay on the host's NVLink: neither a NIC nor TCP may carry them.
     assert "UCX_TLS=cuda_ipc,cuda_copy,sm,self" in env
     config = yaml.safe_load((done.folder / "h200-1/etc/splitrail/serve/app.yaml").read_text())
-    assert config["applications"][0]["name"] == "llm"
+    assert config["applications"][0]["name"] == "llm-a"
     arguments = config["applications"][0]["args"]
     assert "load_format" not in arguments["decode_config"]["engine_kwargs"]
     assert arguments["decode_config"]["deployment_config"]["num_replicas"] == 3
@@ -287,7 +287,7 @@ def test_a_topology_is_chosen_by_its_name_and_a_benchmark_shows_by_its_own(tmp_p
     done = render(PROJECT, chosen, tmp_path / "out")
     assert done.index["topology"] == "deepseek-v3-1p1d"
     application = app(done)["applications"][0]
-    assert application["name"] == "llm-bench"
+    assert application["name"] == "llm-bench-a"
     assert application["args"]["prefill_config"]["model_loading_config"] == {
         "model_id": "deepseek-v3",
         "model_source": "/srv/models/DeepSeek-V3-0324",

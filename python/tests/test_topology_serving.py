@@ -83,11 +83,11 @@ def test_it_renders_what_its_name_says(name: str, release: str) -> None:
 @pytest.mark.parametrize(("name", "release"), SHIPPED)
 def test_production_has_weights_and_a_benchmark_has_none(name: str, release: str) -> None:
     application, text = rendered(name, release)
-    assert application["name"] == "llm"
+    assert application["name"] == "llm-a"
     assert "dummy" not in text
     assert "SIMULATION" not in text
     bench, text = rendered(name, release, bench=True)
-    assert bench["name"] == "llm-bench"
+    assert bench["name"] == "llm-bench-a"
     assert "# BENCHMARK: random weights" in text
     for config in llm_configs(bench).values():
         assert config["engine_kwargs"]["load_format"] == "dummy"

@@ -9,7 +9,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
-ENDPOINT = "http://10.88.0.11:8000/v1/completions"
+ENDPOINT = "http://10.88.0.11:8000/a/v1/completions"
 CURRENT = "/etc/splitrail/serve/current.yaml"
 # Prints each line of a streamed completion; a status other than 200 ends it with 1.
 STREAM = f"""

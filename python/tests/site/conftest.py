@@ -59,6 +59,11 @@ class Site:
             ssh_identity_file=str(keys / "id_ed25519"),
         )
 
+    @property
+    def key(self) -> str:
+        """The lab's API key."""
+        return (ROOT / ".secrets/lab/api_key").read_text().strip()
+
     def ask(self, prompt: str, *, tokens: int = 16, timeout_s: float = 90) -> list[int]:
         """The tokens that the endpoint answers to a prompt at temperature 0."""
         answer = httpx.post(
@@ -71,6 +76,7 @@ class Site:
                 "ignore_eos": True,
                 "return_token_ids": True,
             },
+            headers={"Authorization": f"Bearer {self.key}"},
             timeout=timeout_s,
             trust_env=False,
         )

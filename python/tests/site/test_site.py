@@ -121,6 +121,7 @@ def test_status(site: Site) -> None:
 
 def test_the_token_is_asked_for_and_shown_nowhere(site: Site) -> None:
     token = (ROOT / ".secrets/lab/ray_token").read_text().strip()
+    secrets = (token, site.key)
     assert httpx.get(f"http://{HEAD}:8265/api/v0/nodes", trust_env=False).status_code == 401
     for name in NODES:
         node = site.host(name)
@@ -129,10 +130,20 @@ def test_the_token_is_asked_for_and_shown_nowhere(site: Site) -> None:
         seen = node.check_output(
             "ps axww -o args; cat /etc/systemd/system/*.service; journalctl --no-pager --output cat"
         )
-        assert token not in seen
+        assert not [secret for secret in secrets if secret in seen]
     for record in (ROOT / "runs").rglob("*"):
         if record.is_file():
-            assert token not in record.read_text(), record
+            text = record.read_text()
+            assert not [secret for secret in secrets if secret in text], record
+
+
+def test_the_entrance_wants_a_key_and_serve_cannot_be_reached_past_it(site: Site) -> None:
+    url = f"http://{HEAD}:8000/v1/models"
+    assert httpx.get(url, trust_env=False).status_code == 401
+    answer = httpx.get(url, headers={"Authorization": f"Bearer {site.key}"}, trust_env=False)
+    assert answer.json()["data"][0]["id"] == "lab-qwen3"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://{HEAD}:8001/a/v1/models", trust_env=False)
 
 
 def test_the_dashboard_listens_on_the_management_address_only(site: Site) -> None:

@@ -19,8 +19,9 @@ from splitrail.lab.spec import load
 from splitrail.make.steps import clock, environment
 
 INVENTORY = "inventories/lab"
-# roles/llm_serve's default for llm_serve_port, which the lab does not change.
+# The lab's ingress_port, and where its API key is kept.
 _PORT = 8000
+_KEY = ".secrets/lab/api_key"
 
 
 def lab(root: Path, console: Console, began: float) -> int:
@@ -44,7 +45,7 @@ def lab(root: Path, console: Console, began: float) -> int:
     if code:
         console.print(Text("`make lab` goes on from here; `make lab-down` removes the lab."), soft_wrap=True)
         return code
-    console.print(Text(_next_steps(_endpoint(root))), soft_wrap=True)
+    console.print(Text(_next_steps(root, _endpoint(root))), soft_wrap=True)
     return 0
 
 
@@ -67,9 +68,10 @@ def _endpoint(root: Path) -> str:
     return f"http://{head.address}:{_PORT}/v1"
 
 
-def _next_steps(endpoint: str) -> str:
+def _next_steps(root: Path, endpoint: str) -> str:
     """What a newcomer can type now; the model's name is the one that the endpoint itself tells."""
-    answer = httpx.get(f"{endpoint}/models", timeout=30)
+    key = (root / _KEY).read_text(encoding="utf-8").strip()
+    answer = httpx.get(f"{endpoint}/models", headers={"Authorization": f"Bearer {key}"}, timeout=30)
     answer.raise_for_status()
     model = answer.json()["data"][0]["id"]
     body = {
@@ -78,7 +80,10 @@ def _next_steps(endpoint: str) -> str:
         "max_tokens": 16,
     }
     data = shlex.quote(json.dumps(body))
-    curl = f"curl -s {endpoint}/chat/completions -H 'Content-Type: application/json' -d {data}"
+    curl = (
+        f"curl -s {endpoint}/chat/completions -H 'Content-Type: application/json' "
+        f'-H "Authorization: Bearer $(cat {_KEY})" -d {data}'
+    )
     return f"""
 Serving {model} at {endpoint} (OpenAI-compatible; its weights are random, so its words are too). Try:
 

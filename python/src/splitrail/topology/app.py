@@ -19,10 +19,12 @@ from splitrail.topology.site import Site
 _CLUSTER = {
     "proxy_location": "HeadOnly",
     "host": "192.0.2.1",
-    "port": 8000,
-    "ingress_resources": {},
+    "port": 8001,
+    "front_resources": {},
     "health_check_period_s": 5,
     "health_check_timeout_s": 30,
+    "drain_s": 600,
+    "drain_check_s": 10,
 }
 
 

@@ -108,8 +108,8 @@ def take_away(module: AnsibleModule, head: Head, answer: Json, last_good: Path) 
 def aim(config: Config, last_good: Config | None) -> tuple[Config, str]:
     """The config as it is to run: in the live slot, with the ratio that was chosen while it ran.
 
-    A ratio that was chosen while it ran stays where nothing else changes; the text says what becomes of it, and
-    is empty where there is none. Raises DeployError for a change while a canary runs.
+    A ratio that was chosen while it ran stays where nothing else changes; the text says what becomes of it,
+    and is empty where there is none. Raises DeployError for a change while a canary runs.
     """
     if not last_good or not last_good["applications"]:
         return config, ""
@@ -134,8 +134,8 @@ def aim(config: Config, last_good: Config | None) -> tuple[Config, str]:
             f"{topology}, and `splitrail rebalance` goes back to that"
         )
     return {**config, "applications": [app]}, (
-        f"{live['name']} goes back to the ratio of its topology ({topology}), from the one that was chosen while "
-        f"it ran ({chosen}): more than the ratio changes"
+        f"{live['name']} goes back to the ratio of its topology ({topology}), from the one that was chosen "
+        f"while it ran ({chosen}): more than the ratio changes"
     )
 
 

@@ -1,0 +1,75 @@
+"""The entrance asks for a key, chooses the slot, passes streams on as they come, and tells no secrets."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import pytest
+from testinfra.host import Host
+
+ADDRESS = "10.88.0.11"
+KEYS = ["5ca1ab1e5ca1ab1e5ca1ab1e5ca1ab1e", "0ddba11c0ddba11c0ddba11c0ddba11c"]
+OPEN = {"Authorization": f"Bearer {KEYS[0]}"}
+PIECES, APART_S = 5, 0.2  # of the stand-in's stream
+
+
+@pytest.fixture
+def client() -> httpx.Client:
+    """Who asks from outside."""
+    return httpx.Client(base_url=f"http://{ADDRESS}:8000", timeout=20, trust_env=False)
+
+
+@pytest.mark.broken
+@pytest.mark.parametrize("given", [None, "Bearer 0000", f"Basic {KEYS[0]}", "Bearer"])
+def test_without_a_key_it_says_what_clients_understand(client: httpx.Client, given: str | None) -> None:
+    answer = client.get("/v1/models", headers={"Authorization": given} if given else {})
+    assert answer.status_code == httpx.codes.UNAUTHORIZED
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_opens_slot_a_and_goes_no_further(client: httpx.Client, key: str) -> None:
+    answer = client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+    assert answer.json() == {"path": "/a/v1/models", "authorization": None}
+
+
+def test_anybody_may_ask_for_its_health(client: httpx.Client) -> None:
+    assert client.get("/health").json()["path"] == "/-/healthz"
+
+
+def test_a_stream_comes_in_pieces(client: httpx.Client) -> None:
+    with client.stream("POST", "/v1/completions", json={}, headers=OPEN) as answer:
+        times = [time.monotonic() for line in answer.iter_lines() if line]
+    assert len(times) == PIECES
+    assert times[-1] - times[0] > (PIECES - 2) * APART_S
+
+
+def test_it_listens_on_one_address(host: Host) -> None:
+    listening = [line for line in host.socket.get_listening_sockets() if line.endswith(":8000")]
+    assert listening == [f"tcp://{ADDRESS}:8000"]
+
+
+def test_no_key_is_on_the_node(host: Host) -> None:
+    files = host.check_output("cat /etc/haproxy/haproxy.cfg /etc/haproxy/splitrail/*")
+    seen = files + host.check_output("ps axww -o args; journalctl --no-pager --output cat")
+    assert not [key for key in KEYS if key in seen]
+
+
+@pytest.mark.parametrize("name", ["share.map", "keys.sha256"])
+def test_what_root_alone_needs_root_alone_may_read(host: Host, name: str) -> None:
+    file = host.file(f"/etc/haproxy/splitrail/{name}")
+    assert (file.user, file.mode) == ("root", 0o600)
+
+
+def test_the_unit_is_confined_and_starts_at_boot(host: Host) -> None:
+    assert host.service("haproxy").is_enabled
+    shown = host.check_output(
+        "systemctl show haproxy --property=ProtectSystem,NoNewPrivileges,PrivateDevices"
+    )
+    assert set(shown.split()) == {"ProtectSystem=strict", "NoNewPrivileges=yes", "PrivateDevices=yes"}
+
+
+def test_who_speaks_to_clients_is_not_root(host: Host) -> None:
+    users = host.check_output("ps -C haproxy -o user= | sort | uniq").split()
+    assert users == ["haproxy", "root"]
