@@ -74,7 +74,8 @@ class Bench:
         }
         self.serve.calls.clear()
         module: Any = Params(check_mode, **{**params, **changed})
-        return settle(module, Head(self.url, str(self.token)))
+        done: Json = settle(module, Head(self.url, str(self.token)))
+        return done
 
     @property
     def running(self) -> dict[str, Json]:

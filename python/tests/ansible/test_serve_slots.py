@@ -67,7 +67,7 @@ class Bench:
         key = "state" if what in ("deployed", "absent", "compared") else "action"
         module: Any = Params(check_mode, **{**params, **given, key: what})
         settle = splitrail_serve_app.settle if key == "state" else splitrail_serve_slots.settle
-        done = settle(module, self.head)
+        done: Json = settle(module, self.head)
         self.warnings = module.warnings
         return done
 

@@ -125,7 +125,7 @@ def loopback_check(port: int, proc: Path = Path("/proc/net")) -> Check:
     loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
     found = listening(port, proc)
     words = {**dict.fromkeys(loopback, "loopback"), "0" * 8: "every address", "0" * 32: "every address"}
-    return check(
+    finding: Check = check(
         "ingress.serve_is_private",
         f"Serve's port {port}",
         bool(found) and set(found) <= loopback,
@@ -133,6 +133,7 @@ def loopback_check(port: int, proc: Path = Path("/proc/net")) -> Check:
         "loopback",
         hint="Set llm_serve_host to 127.0.0.1, then `splitrail down` and bring it all up again.",
     )
+    return finding
 
 
 def main() -> None:
