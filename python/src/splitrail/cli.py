@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from splitrail.bench.cli import app as bench_app
 from splitrail.bundle.cli import app as bundle_app
 from splitrail.fabric.cli import app as fabric_app
 from splitrail.inventory.cli import app as inventory_app
@@ -27,6 +28,7 @@ from splitrail.run import status as run_status
 from splitrail.run.execute import COULD_NOT_RUN, FAILED, OK, execute, summarize
 from splitrail.run.history_cli import app as runs_app
 from splitrail.run.playbook import CannotRun, Options
+from splitrail.serving.cli import canary, diff, rebalance, rollback
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +43,11 @@ app.add_typer(fabric_app, name="fabric")
 app.add_typer(release_app, name="release")
 app.add_typer(plan_app, name="plan")
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(bench_app, name="bench")
 app.command("top")(top)
+app.add_typer(canary, name="canary")
+for _command in (rollback, rebalance, diff):
+    app.command()(_command)
 app.add_typer(inventory_app, name="inventory")
 app.add_typer(runs_app, name="runs")
 
