@@ -58,7 +58,10 @@ def test_every_verb_of_the_site_has_its_playbook() -> None:
     ]
     assert imported == [
         f"playbooks/{verb}.yml"
-        for verb in ("preflight", "provision", "fabric", "image", "validate", "cluster", "serve", "smoke")
+        for verb in (
+            *("preflight", "provision", "fabric", "image", "validate", "cluster", "serve", "smoke"),
+            *("kv", "monitoring"),
+        )
     ]
     for playbook in imported:
         assert (ROOT / playbook).is_file(), f"{playbook} is missing"

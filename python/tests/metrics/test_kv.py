@@ -122,6 +122,12 @@ def test_without_a_proof_there_is_nothing_to_compare_with() -> None:
     assert failed(judge(of(GOOD, ray=True), None)) == {"kv.link"}
 
 
+def test_where_the_proof_is_waived_only_the_layout_is_judged() -> None:
+    assert failed(judge(of(GOOD, ray=True), None, waived=True)) == set()
+    slow = judge(of(runs("default", 16000)[0], ray=True), None, waived=True)
+    assert failed(slow) == {"kv.post_time"}
+
+
 def test_aggregated_serving_moves_nothing() -> None:
     assert judge(of(GOOD, ray=True, pool="LLMServer:m"), RAIL) == []
 

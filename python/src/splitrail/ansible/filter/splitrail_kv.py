@@ -17,12 +17,13 @@ from splitrail.topology.schema import TopologyError
 
 
 def kv_checks(
-    scraped: dict[str, Any], *, cluster: str, topology: dict[str, Any], release: str
+    scraped: dict[str, Any], *, cluster: str, topology: dict[str, Any], release: str, waiver: str = ""
 ) -> list[dict[str, Any]]:
     """The checks of all transfers since the engines started; none where no engine takes KV caches.
 
     scraped: what the module ``splitrail_scrape`` returned, by host. cluster: whose proof of the fabric
-    counts. release: its name, which chooses the KV cache's type where the topology does not.
+    counts. release: its name, which chooses the KV cache's type where the topology does not. waiver: the
+    reason why the cluster serves without a proof of its fabric, empty for none.
 
     Raises AnsibleFilterError when an exporter was not read.
     """
@@ -36,7 +37,8 @@ def kv_checks(
         found = window(None, snapshot, bytes_per_token=per_token)
     except (MetricsError, TopologyError) as error:
         raise AnsibleFilterError(f"the engines' metrics could not be read: {error}") from error
-    return judge(found, measured_link(Path(os.environ["SPLITRAIL_RUN_DIR"]), cluster))
+    link = measured_link(Path(os.environ["SPLITRAIL_RUN_DIR"]), cluster)
+    return judge(found, link, waived=bool(waiver))
 
 
 class FilterModule:
