@@ -15,6 +15,7 @@ from rich.text import Text
 
 from splitrail.bench.cli import app as bench_app
 from splitrail.bundle.cli import app as bundle_app
+from splitrail.discover_cli import discover
 from splitrail.fabric.cli import app as fabric_app
 from splitrail.inventory.cli import app as inventory_app
 from splitrail.lab.cli import app as lab_app
@@ -24,6 +25,7 @@ from splitrail.project import Project, ProjectError
 from splitrail.proof import ProofError, check_reason
 from splitrail.release_cli import app as release_app
 from splitrail.render import INDEX, RenderError, render
+from splitrail.report.cli import report
 from splitrail.run import status as run_status
 from splitrail.run.execute import COULD_NOT_RUN, FAILED, OK, execute, summarize
 from splitrail.run.history_cli import app as runs_app
@@ -44,12 +46,14 @@ app.add_typer(release_app, name="release")
 app.add_typer(plan_app, name="plan")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(bench_app, name="bench")
+app.command()(report)
 app.command("top")(top)
 app.add_typer(canary, name="canary")
 for _command in (rollback, rebalance, diff):
     app.command()(_command)
 app.add_typer(inventory_app, name="inventory")
 app.add_typer(runs_app, name="runs")
+app.command()(discover)
 
 Inventory = Annotated[
     str | None, typer.Option("-i", "--inventory", help="Inventory folder or file; by default ansible.cfg's.")
