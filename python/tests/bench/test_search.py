@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from splitrail.bench.measured import Measured
-from splitrail.bench.queues import Queue, md1_wait
+from splitrail.bench.queues import Aging, Queue, md1_wait
 from splitrail.bench.search import Budget, Search, Tried
 from splitrail.workload import Window, WorkloadError, read_sla
 
@@ -66,7 +66,7 @@ def test_without_a_limit_that_breaks_the_capacity_ends_it() -> None:
 
 def test_what_never_settles_has_no_rate() -> None:
     budget = Budget(requests=300, repeats=3, seconds=1e9)
-    found = Search(Queue(slower=0.01), read_sla(["e2e_p90=1000000"]), budget).run()
+    found = Search(Aging(0.003), read_sla(["e2e_p90=1000000"]), budget).run()
     assert found.qps is None
     assert "no rate" in found.why
 

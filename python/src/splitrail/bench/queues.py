@@ -26,13 +26,14 @@ _STREAM = 77
 class Queue:
     """First come, first served by ``servers``; a service lasts ``mean_s``, ``exponential`` or always alike.
 
-    ``slower`` is by how much each second slows a service: with it the system never settles.
+    ``slower`` is by which part each second slows a service, and ``age_s`` how long that has gone on.
     """
 
     servers: int = 1
     mean_s: float = 1.0
     exponential: bool = True
     slower: float = 0.0
+    age_s: float = 0.0
 
     def __call__(self, qps: float, window: Window, seconds: float, seed: int) -> Measured:
         """Serve Poisson arrivals: each begins when a server is free, the earliest first."""
@@ -40,7 +41,7 @@ class Queue:
         arrivals = np.array([request.at_s for request in traffic.requests])
         rng = np.random.default_rng([seed, _STREAM])
         lasting = rng.exponential(self.mean_s, len(arrivals)) if self.exponential else self.mean_s
-        lasting = np.broadcast_to(lasting, arrivals.shape) * (1 + self.slower * arrivals)
+        lasting = np.broadcast_to(lasting, arrivals.shape) * np.exp(self.slower * (self.age_s + arrivals))
         free = [0.0] * self.servers
         ends = np.empty_like(arrivals)
         for index, (arrival, service) in enumerate(zip(arrivals, lasting, strict=True)):
@@ -62,6 +63,20 @@ class Queue:
     def sustainable(self, share: float, limit_s: float) -> float:
         """The highest rate with P(T <= limit) >= share; 0 where none has."""
         return highest(lambda qps: self.within(qps, limit_s) >= share, self.servers / self.mean_s)
+
+
+@dataclass
+class Aging:
+    """A queue that gets slower for as long as it is measured, from one run to the next: it never settles."""
+
+    slower: float
+    age_s: float = 0.0
+
+    def __call__(self, qps: float, window: Window, seconds: float, seed: int) -> Measured:
+        """As ``Queue``."""
+        run = Queue(slower=self.slower, age_s=self.age_s)(qps, window, seconds, seed)
+        self.age_s += seconds
+        return run
 
 
 def mmc_within(rate: float, mu: float, servers: int, t: float) -> float:

@@ -245,13 +245,15 @@ class Search:
             one.qps for one in self.tried if not one.ok and (one.sure or not one.steady) and not one.quick
         ]
         above = [qps for qps in broke if counted is None or qps > counted.qps]
+        surely = max((qps for qps in held if counted and qps <= counted.qps), default=None)
+        doubt = "; no rate held surely: more requests or repeats are needed" if counted and not surely else ""
         return Sustained(
             sla=self.sla,
             qps=counted.qps if counted else None,
-            low=max((qps for qps in held if counted and qps <= counted.qps), default=None),
+            low=surely,
             high=min(above, default=None),
             binding=_binding(high),
-            why=self._why(counted, high),
+            why=self._why(counted, high) + doubt,
             runs=sum(len(one.runs) for one in self.tried),
             requests=sum(len(run.planned) for one in self.tried for run, _ in one.runs),
             seconds=round(self.spent, 1),

@@ -74,8 +74,8 @@ def page(
             if option.layout.label in answer.costs
         ],
         # Plotly escapes names itself.
-        plots=[Markup(_html(figure)) for figure in figures if figure is not None],  # noqa: S704
-        maps=[Markup(_html(figure)) for figure in maps(cells)],  # noqa: S704
+        plots=[Markup(to_html(figure)) for figure in figures if figure is not None],  # noqa: S704
+        maps=[Markup(to_html(figure)) for figure in maps(cells)],  # noqa: S704
         fitted=question.model.fitted_to,
         curves=[*curves, *beside],
     )
@@ -83,8 +83,8 @@ def page(
 
 def goodputs(question: Question, answer: Answer) -> go.Figure:
     """Bars of goodput, all on the same number of GPUs."""
-    options = sorted(answer.options, key=lambda option: (option.layout.mode, _share(option.layout)))
-    return _figure(
+    options = sorted(answer.options, key=lambda option: (option.layout.mode, prefill_share(option.layout)))
+    return new_figure(
         f"Goodput on {question.gpus} GPUs",
         "requests/s under the SLA",
         "",
@@ -100,15 +100,17 @@ def goodputs(question: Question, answer: Answer) -> go.Figure:
 
 def ratios(answer: Answer) -> go.Figure | None:
     """Goodput over the share of GPUs that prefill, beside the best aggregated layout."""
-    splits = sorted((o for o in answer.options if o.layout.mode == "pd"), key=lambda o: _share(o.layout))
+    splits = sorted(
+        (o for o in answer.options if o.layout.mode == "pd"), key=lambda o: prefill_share(o.layout)
+    )
     if not splits:
         return None
-    figure = _figure(
+    figure = new_figure(
         "P:D ratio",
         "requests/s",
         "share of GPUs that prefill",
         go.Scatter(
-            x=[_share(option.layout) for option in splits],
+            x=[prefill_share(option.layout) for option in splits],
             y=[option.qps for option in splits],
             text=[option.layout.label for option in splits],
             mode="lines+markers+text",
@@ -135,7 +137,7 @@ def ratios(answer: Answer) -> go.Figure | None:
 def lines(question: Question, curves: Sequence[Curve], of: tuple[str, str, str, float]) -> go.Figure:
     """One metric over the rate: p50 as a line, p90 as the band's upper edge; measured points as marks."""
     metric, name, unit, scale = of
-    figure = _figure(f"{name} against rate", f"{name} in {unit}", "requests/s")
+    figure = new_figure(f"{name} against rate", f"{name} in {unit}", "requests/s")
     layouts = list(dict.fromkeys(curve.layout for curve in curves))
     for curve in curves:
         colour = COLOURS[layouts.index(curve.layout) % len(COLOURS)]
@@ -184,7 +186,7 @@ def residuals(question: Question) -> go.Figure | None:
     points = question.model.residuals.get("points", [])
     if not points:
         return None
-    figure = _figure("Predicted against measured", "predicted ms", "measured ms")
+    figure = new_figure("Predicted against measured", "predicted ms", "measured ms")
     series: dict[str, list[tuple[float, float, str]]] = {}
     for point in points:
         for key, value in point["figures"].items():
@@ -214,7 +216,7 @@ def costs(answer: Answer) -> go.Figure | None:
         return None
     options = [option for option in answer.options if option.layout.label in answer.costs]
     currency = answer.costs[options[0].layout.label].currency
-    return _figure(
+    return new_figure(
         "Cost",
         f"{currency} a million tokens",
         "",
@@ -243,7 +245,7 @@ def _map(title: str, group: Sequence[dict[str, Any]]) -> go.Figure:
     down = list(dict.fromkeys(cell["row"] for cell in group))
     place = {(cell["row"], cell["column"]): cell for cell in group}
     chosen = [[place[one, other] for other in across] for one in down]
-    figure = _figure(
+    figure = new_figure(
         title,
         "",
         "",
@@ -280,11 +282,11 @@ def _margin(cell: dict[str, Any]) -> str:
     return "" if cell["margin"] is None else f"split {cell['margin']:+.0%}"
 
 
-def _share(layout: Any) -> float:
+def prefill_share(layout: Any) -> float:
     return layout.prefill.gpus / layout.gpus if layout.prefill else 0.0
 
 
-def _figure(title: str, y: str, x: str, *traces: Any) -> go.Figure:
+def new_figure(title: str, y: str, x: str, *traces: Any) -> go.Figure:
     figure = go.Figure(list(traces))
     figure.update_layout(
         title=title,
@@ -298,5 +300,5 @@ def _figure(title: str, y: str, x: str, *traces: Any) -> go.Figure:
     return figure
 
 
-def _html(figure: go.Figure) -> str:
+def to_html(figure: go.Figure) -> str:
     return str(figure.to_html(full_html=False, include_plotlyjs=False))

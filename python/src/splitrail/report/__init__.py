@@ -1,0 +1,1 @@
+"""Measured and predicted curves on one page, and as pictures."""
