@@ -16,11 +16,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from splitrail.metrics.collect import CollectError, of_cluster
 from splitrail.project import Project, ProjectError
 from splitrail.run.execute import COULD_NOT_RUN, FAILED, OK, Report, execute, summarize
 from splitrail.run.playbook import CannotRun, Options
 from splitrail.run.status import ask
+from splitrail.serving.auto import Ratio, load_policy
+from splitrail.serving.auto_run import NoRatio, automatic
 from splitrail.serving.judge import Rules, judge
+from splitrail.workload import WorkloadError
 
 CANARY = "playbooks/canary.yml"
 REBALANCE = "playbooks/rebalance.yml"
@@ -143,7 +147,18 @@ def rollback(
 
 def rebalance(
     *,
-    to: Annotated[str, typer.Option("--to", help="The ratio: 2P2D, or 3agg for aggregated engines.")],
+    to: Annotated[
+        str | None, typer.Option("--to", help="The ratio: 2P2D, or 3agg for aggregated engines.")
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Watch the engines and move one when the policy says so.")
+    ] = False,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="For --auto: SLA and limits, a YAML file.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="For --auto: say what it would do, and do nothing.")
+    ] = False,
     inventory: Inventory = None,
     extra_vars: ExtraVars = None,
     check: Check = False,
@@ -151,10 +166,36 @@ def rebalance(
     verbose: Verbose = 0,
 ) -> None:
     """Change how many engines prefill and decode, while they serve: what stays is not restarted."""
+    asked = Asked(inventory, extra_vars, as_json, check, verbose)
+    if auto == (to is not None) or (auto and policy is None):
+        raise _could_not_run("rebalance", "write --to RATIO, or --auto --policy FILE", as_json=as_json)
+    if auto and policy:
+        _rebalance_by_itself(asked, policy, dry_run=dry_run or check)
     own = {"rebalance_to": to}
-    raise typer.Exit(
-        _verb(Asked(inventory, extra_vars, as_json, check, verbose), "rebalance", REBALANCE, own)
-    )
+    raise typer.Exit(_verb(asked, "rebalance", REBALANCE, own))
+
+
+def _rebalance_by_itself(asked: Asked, policy: Path, *, dry_run: bool) -> None:
+    """Follow the policy until interrupted; a ratio that could not be made so ends it."""
+
+    def apply(ratio: Ratio) -> None:
+        report = run(project, REBALANCE, asked.options(project), {"rebalance_to": str(ratio)}, asked.console)
+        if report.code != OK:
+            summarize(report, asked.console)
+            raise typer.Exit(report.code)
+
+    def say(text: str) -> None:
+        asked.console.print(Text(text), soft_wrap=True)
+
+    try:
+        rules = load_policy(policy)
+        project = Project.find(Path.cwd())
+        collect = of_cluster(project, asked.options(project))
+        automatic(collect, _look(asked)["live"], rules, apply, say=say, dry_run=dry_run)
+    except KeyboardInterrupt:
+        raise typer.Exit(OK) from None
+    except (CannotRun, CollectError, NoRatio, ProjectError, WorkloadError) as error:
+        raise _could_not_run("rebalance", error, as_json=asked.as_json) from error
 
 
 def diff(inventory: Inventory = None, extra_vars: ExtraVars = None, as_json: Json = False) -> None:

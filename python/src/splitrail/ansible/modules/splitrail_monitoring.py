@@ -58,12 +58,14 @@ def exporter_check(url: str, deadline: float) -> dict[str, Any]:
             text = ask(url)
         except (OSError, HTTPException) as error:
             if time.monotonic() > deadline:
-                return unmade("monitoring.exporter", url, str(error), "metrics", hint=hint)
+                away: dict[str, Any] = unmade("monitoring.exporter", url, str(error), "metrics", hint=hint)
+                return away
             time.sleep(0.5)  # between two tries at a unit that has just been started
         else:
             found = "node_boot_time_seconds" in text
             measured = "metrics" if found else "no node_boot_time_seconds"
-            return check("monitoring.exporter", url, found, measured, "metrics", hint=hint)
+            made: dict[str, Any] = check("monitoring.exporter", url, found, measured, "metrics", hint=hint)
+            return made
 
 
 def server_checks(url: str, expect: list[str], targets: int, deadline: float) -> list[dict[str, Any]]:
@@ -110,7 +112,7 @@ def rule_check(groups: list[dict[str, Any]]) -> dict[str, Any]:
     """Whether rules are loaded and none failed when it was last worked out."""
     rules = [rule for group in groups for rule in group["rules"]]
     bad = [f"{rule['name']}: {rule.get('lastError', '')}" for rule in rules if rule["health"] == "err"]
-    return check(
+    made: dict[str, Any] = check(
         "monitoring.rules",
         "recording rules and alerts",
         bool(rules) and not bad,
@@ -118,6 +120,7 @@ def rule_check(groups: list[dict[str, Any]]) -> dict[str, Any]:
         "all work",
         hint="Run the role again; it writes the rules and has promtool check them.",
     )
+    return made
 
 
 def main() -> None:
