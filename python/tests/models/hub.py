@@ -1,6 +1,6 @@
 """A hub on this machine: the part of the Hugging Face HTTP interface that is used, and a plain folder.
 
-    python3 hub.py FOLDER --repository OWNER/NAME --revision COMMIT [--address A] [--port P] [--token T]
+    python3 hub.py FOLDER --repository OWNER/NAME --revision COMMIT [--address A] [--port P] [--token-file F]
                    [--rate MB_PER_S]
 
 It lists in pages of two files, hands out signed addresses of a storage on another host name, and that storage
@@ -198,14 +198,14 @@ def main() -> None:
     parser.add_argument("--revision", default=40 * "a")
     parser.add_argument("--address", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--token", default="")
+    parser.add_argument("--token-file", type=Path)
     parser.add_argument("--rate", type=float, default=0, help="MB/s")
     said = parser.parse_args()
     hub = Hub(
         said.folder,
         repository=said.repository,
         revision=said.revision,
-        token=said.token,
+        token=said.token_file.read_text() if said.token_file else "",
         rate=said.rate * 1e6,
         address=said.address,
         port=said.port,
