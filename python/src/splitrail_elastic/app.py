@@ -85,6 +85,28 @@ def checked(piece: Any) -> str | Json:
     raise RuntimeError(str(error.get("message"))[:500])
 
 
+async def response(pieces: AsyncGenerator[str | Json, None]) -> Response:
+    """The HTTP response of an answer: an event stream, or one whole."""
+    first = await anext(pieces)
+    if isinstance(first, str):
+        return StreamingResponse(events(first, pieces), media_type="text/event-stream")
+    async for _ in pieces:  # to its end, or it would count as cancelled
+        pass
+    return JSONResponse(first)
+
+
+async def events(first: str, pieces: AsyncGenerator[str | Json, None]) -> AsyncGenerator[str, None]:
+    """An event stream. A failure after its start is an event too, and then no ``[DONE]`` follows."""
+    async with contextlib.aclosing(pieces):
+        yield first
+        try:
+            async for piece in pieces:
+                yield str(piece)
+        except (Refused, Broken) as error:
+            yield f"data: {json.dumps(problem(502, str(error), 'server_error'))}\n\n"
+
+
+# Serve copies the routes with the globals that are there when it sees the class: what they use stands above.
 api = FastAPI()
 
 
@@ -195,27 +217,6 @@ class ElasticIngress:
             return problem(400, str(error))
         body.setdefault("model", self.model)
         return None
-
-
-async def response(pieces: AsyncGenerator[str | Json, None]) -> Response:
-    """The HTTP response of an answer: an event stream, or one whole."""
-    first = await anext(pieces)
-    if isinstance(first, str):
-        return StreamingResponse(events(first, pieces), media_type="text/event-stream")
-    async for _ in pieces:  # to its end, or it would count as cancelled
-        pass
-    return JSONResponse(first)
-
-
-async def events(first: str, pieces: AsyncGenerator[str | Json, None]) -> AsyncGenerator[str, None]:
-    """An event stream. A failure after its start is an event too, and then no ``[DONE]`` follows."""
-    async with contextlib.aclosing(pieces):
-        yield first
-        try:
-            async for piece in pieces:
-                yield str(piece)
-        except (Refused, Broken) as error:
-            yield f"data: {json.dumps(problem(502, str(error), 'server_error'))}\n\n"
 
 
 class ElasticArgs(BaseModel):
