@@ -47,15 +47,12 @@ def top(
         bool, typer.Option("--json", help="One JSON document a window on stdout; all else on stderr.")
     ] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a status page, each time anew.")] = None,
-    transport: Annotated[str, typer.Option(help="With `rdma`, warn of KV caches that move without it.")] = "",
 ) -> None:
     """Show what the engines do: ratio, TTFT, TPOT, queues, KV caches and their transfers, and warnings."""
     console = Console(stderr=as_json, highlight=False)
     try:
         collect, cluster = _source(inventory, url)
-        code = _follow(
-            collect, console, seconds=seconds, once=once, as_json=as_json, page=(html, cluster, transport)
-        )
+        code = _follow(collect, console, seconds=seconds, once=once, as_json=as_json, page=(html, cluster))
     except KeyboardInterrupt:
         code = OK
     except (CollectError, MetricsError, ProjectError) as error:
@@ -81,10 +78,10 @@ def _follow(
     seconds: float,
     once: bool,
     as_json: bool,
-    page: tuple[Path | None, str, str],
+    page: tuple[Path | None, str],
 ) -> int:
     """Window after window until interrupted; returns the exit code of the last one."""
-    html, cluster, transport = page
+    html, cluster = page
     before = collect()
     kept: list[Window] = []
     live = console.is_terminal and not (once or as_json)
@@ -96,7 +93,7 @@ def _follow(
             now = window(before if after.at > before.at else None, after)
             before = after
             kept = [*kept, now][-KEPT:]
-            found = warnings(now, transport)
+            found = warnings(now, after.transport)
             if html:
                 write_page(html, kept, found, cluster, 0 if once else seconds)
             if as_json:

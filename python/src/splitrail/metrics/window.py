@@ -45,7 +45,8 @@ class Snapshot:
     """All exporters read once.
 
     ``at`` is in seconds of the nodes' clocks; ``texts`` are exporters' texts by node; ``wire`` the bytes
-    received by each node's NICs, by ``rdma`` and ``net``; ``errors`` why a node or exporter was not read.
+    received by each node's NICs, by ``rdma`` and ``net``; ``errors`` why a node or exporter was not read;
+    ``transport`` what the inventory declares for KV caches.
     """
 
     at: float
@@ -54,6 +55,7 @@ class Snapshot:
     wanted: dict[str, int] = field(default_factory=dict)
     wire: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    transport: str = ""
 
     def engines(self) -> dict[str, tuple[str, Reading]]:
         """Node and metrics of each engine. Raises MetricsError."""
@@ -473,7 +475,8 @@ def snapshot_of(raw: Mapping[str, Any]) -> Snapshot:
             replicas[name] = Replica(**replica)
         wanted |= found.get("wanted", {})
     at = max((float(found["at"]) for found in raw.values() if "at" in found), default=0.0)
-    return Snapshot(at, texts, replicas, wanted, wire, errors)
+    transport = next((found["transport"] for found in raw.values() if found.get("transport")), "")
+    return Snapshot(at, texts, replicas, wanted, wire, errors, transport)
 
 
 def _ms(seconds: Spread | None) -> Spread | None:

@@ -59,7 +59,7 @@ def automatic(
     dry_run: bool = False,
     rounds: int | None = None,
 ) -> Ratio:
-    """Follow the policy until interrupted; decisions are said with their times. Raises NoRatio, CollectError."""
+    """Follow the policy until interrupted; says each decision. Raises NoRatio and CollectError."""
     return follow(
         windows(collect, str(live.get("name", "")), seconds),
         apply,
