@@ -61,6 +61,7 @@ def application_line(name: str, application: dict[str, Any]) -> dict[str, Any]:
                 "running": sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
                 "wanted": deployment["target_num_replicas"],
                 "nodes": sorted({str(replica["node_ip"]) for replica in deployment["replicas"]}),
+                "actors": sorted(str(replica["actor_id"]) for replica in deployment["replicas"]),
             }
             for one, deployment in application["deployments"].items()
         ],
