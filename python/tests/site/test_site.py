@@ -186,6 +186,31 @@ def test_too_many_replicas_deploy_nothing(site: Site, tmp_path: Path) -> None:
     assert site.verb("status")[1]["serving"]["ok"]  # ... and what served before serves on
 
 
+def test_another_ratio_stays_and_restarts_nothing(site: Site) -> None:
+    def engines() -> dict[str, set[str]]:
+        applications = site.verb("status")[1]["serving"]["applications"]
+        return {one["name"]: set(one["actors"]) for one in applications[0]["deployments"]}
+
+    assert site.verb("diff")[0] == 0
+    before = engines()
+    code, report = site.verb("rebalance", "--to", "1P2D")
+    assert code == 0, messages(report)
+    after = engines()
+    assert after["Prefill:lab-qwen3"] == before["Prefill:lab-qwen3"]
+    assert after["Decode:lab-qwen3"] > before["Decode:lab-qwen3"]
+    code, report = site.verb("diff")
+    assert code == 1
+    assert '"num_replicas": 2' in report["diff"]
+    code, report = site.verb("serve")  # keeps it
+    assert (code, [event for event in events(report) if event["changed"]]) == (0, [])
+    assert engines() == after
+    code, report = site.verb("rebalance", "--to", "1P1D")
+    assert code == 0, messages(report)
+    last = engines()
+    assert last["Prefill:lab-qwen3"] == before["Prefill:lab-qwen3"]
+    assert last["Decode:lab-qwen3"] < after["Decode:lab-qwen3"]
+
+
 def test_a_wrong_token_is_named_by_its_host_and_healed(site: Site, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps({"ray_cluster_token": "0" * 64}))
