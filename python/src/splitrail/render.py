@@ -9,30 +9,26 @@ on when or where it was made.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from splitrail.inventory.before import require
+from splitrail.placing import NOTES, RenderError, place
 from splitrail.project import Project
 from splitrail.run.playbook import Interrupts, Options, Step, run_step
 from splitrail.run.record import load
+
+__all__ = ["INDEX", "RenderError", "Rendering", "place", "render"]
 
 PLAYBOOK = "playbooks/render.yml"
 INDEX = "index.json"
 # What the playbook hands out with ansible.builtin.set_stats.
 STATS_KEY = "splitrail_render"
-# Where a rendering that is under way notes what it wrote, a file a host: hosts render side by side.
-_NOTES = ".notes"
-
-
-class RenderError(Exception):
-    """Nothing was rendered; the message names what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -45,37 +41,6 @@ class Rendering:
     def per_host(self) -> dict[str, int]:
         """How many files each host gets."""
         return dict(sorted(Counter(file["host"] for file in self.index["files"]).items()))
-
-
-def place(root: Path, host: str, dest: str, *, role: str, mode: str, content: str) -> None:
-    """Write one file of one host and note it; called by the action ``splitrail_render``.
-
-    Raises RenderError for a path that is not absolute or leaves the host's folder, and for a file that
-    another role has placed already.
-    """
-    path = PurePosixPath(dest)
-    if not path.is_absolute() or ".." in path.parts:
-        raise RenderError(
-            f"{host}: {role or 'a play'} would place {dest!r}: write an absolute path without .."
-        )
-    if not host or "/" in host or host.startswith("."):
-        raise RenderError(f"{host!r} cannot name a folder: rename the host in the inventory")
-    file = root / host / path.relative_to("/")
-    if file.exists():
-        raise RenderError(f"{host}: {role or 'a play'} would place {dest}, which another role places already")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(content, encoding="utf-8")
-    note = {
-        "host": host,
-        "path": dest,
-        "mode": mode,
-        "role": role,
-        "sha256": hashlib.sha256(content.encode()).hexdigest(),
-    }
-    notes = root / _NOTES
-    notes.mkdir(exist_ok=True)
-    with (notes / host).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(note) + "\n")
 
 
 def render(project: Project, options: Options, out: Path | None = None) -> Rendering:
@@ -152,7 +117,7 @@ def _run(project: Project, options: Options, stage: Path) -> dict[str, Any]:
 
 
 def _write_index(stage: Path, stats: dict[str, Any]) -> dict[str, Any]:
-    notes = stage / _NOTES
+    notes = stage / NOTES
     lines = [line for file in notes.iterdir() for line in file.read_text(encoding="utf-8").splitlines()]
     shutil.rmtree(notes)
     files = sorted(map(json.loads, lines), key=lambda note: (note["host"], note["path"]))

@@ -18,7 +18,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from splitrail.render import RenderError, place
+from splitrail.placing import RenderError, place
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types

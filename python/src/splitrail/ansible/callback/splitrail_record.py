@@ -21,6 +21,7 @@ from ansible import constants, context
 from ansible.plugins.callback import CallbackBase
 from ansible.release import __version__ as ansible_version
 
+from splitrail.ansible.warm import warm
 from splitrail.run.messages import HIDDEN, failure_message
 from splitrail.run.record import RecordError, Run, new_folder
 from splitrail.run.recorder import Recorder, Status
@@ -52,6 +53,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible ships no ty
         root = Path(constants.CONFIG_FILE).resolve().parent if constants.CONFIG_FILE else Path.cwd()
         shown = str(name.relative_to(root)) if name.is_relative_to(root) else str(name)
         if self._recorder is None:
+            warm(root)  # the one moment before all forks at which a plugin is asked
             self._begin(root, shown)
         else:
             self._write(lambda recorder: recorder.playbook(shown))

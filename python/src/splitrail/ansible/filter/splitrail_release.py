@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.utils.display import Display
 
-from splitrail.release import Release, ReleaseError, parse, together
-
-
-@lru_cache(maxsize=8)
-def _checked(text: str, where: str) -> Release:
-    """Variables are looked up once a use and host; the same text is checked once."""
-    return parse(json.loads(text), where)
+from splitrail.release import ReleaseError, together
+from splitrail.release_cache import checked
 
 
 def splitrail_release(raw: Any, where: str = "") -> Any:
     """The release as it was given, once it is known to work. Raises AnsibleFilterError naming all faults."""
     try:
         # Through JSON: Ansible's values are subclasses of str, int, ... that carry tags.
-        release = _checked(json.dumps(raw), where)
+        release = checked(json.dumps(raw), where)
     except ReleaseError as error:
         raise AnsibleFilterError(str(error)) from None
     for entry in release.unpinned:
@@ -35,7 +29,7 @@ def splitrail_release(raw: Any, where: str = "") -> Any:
 def splitrail_releases_agree(releases: Mapping[str, Any]) -> bool:
     """True when engines of these releases, by host or pool, can serve together. Raises AnsibleFilterError."""
     try:
-        together({str(who): _checked(json.dumps(raw), str(who)) for who, raw in releases.items()})
+        together({str(who): checked(json.dumps(raw), str(who)) for who, raw in releases.items()})
     except ReleaseError as error:
         raise AnsibleFilterError(str(error)) from None
     return True
