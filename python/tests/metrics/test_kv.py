@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 
-from splitrail.ansible.filter.splitrail_kv import kv_checks
+from splitrail.ansible.filter.splitrail_kv import kv_checks, kv_prompt
 from splitrail.fabric.mesh_data import Node, RailPort, Reading, Result, Settings
-from splitrail.metrics.kv import Link, bytes_per_token, judge, measured_link
+from splitrail.metrics.kv import Link, bytes_per_token, judge, measured_link, prompt_tokens
 from splitrail.metrics.window import Replica, Snapshot, Window, window
 from splitrail.proof import Proof
 from splitrail.topology import load
@@ -170,6 +170,15 @@ def test_bytes_of_a_token() -> None:
     assert bytes_per_token(unknown, "cpu") == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("lab-1p1d", 2048 - 64), ("qwen3-14b-1p1d", 16000), ("deepseek-v3-1p1d", 16000)]
+)
+def test_a_prompt_is_long_and_yet_taken(name: str, tokens: int) -> None:
+    topology = load(name, ROOT / "inventories/topologies")
+    assert prompt_tokens(topology) == tokens
+    assert kv_prompt(topology) == tokens
+
+
 def test_the_filter_reads_what_the_module_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPLITRAIL_RUN_DIR", str(tmp_path / "now"))
     prove(tmp_path / "r1", "tcp")
@@ -182,6 +191,8 @@ def test_the_filter_reads_what_the_module_returns(tmp_path: Path, monkeypatch: p
     topology = load("lab-1p1d", ROOT / "inventories/topologies")
     checks = kv_checks(raw, cluster="c", topology=topology, release="cpu")
     assert failed(checks) == {"kv.link"}, "the proof has no measurement"
+    same = kv_checks(raw, cluster="c", topology=topology, release="cpu", before=raw)
+    assert failed(same) == {"kv.link", "kv.transfers"}, "what moved before counts"
     raw["n"]["errors"] = ["the exporter ray does not answer"]
     with pytest.raises(AnsibleFilterError, match="n: the exporter ray does not answer"):
         kv_checks(raw, cluster="c", topology=topology, release="cpu")

@@ -29,6 +29,10 @@ LINK_SHARE = 0.5
 # the same runs) and says nothing of the layout.
 SHORTEST_S = 1e-3
 
+# A prompt of the length that MI325X and H200 were calibrated with, and room for the answer and a template.
+LONG_PROMPT = 16_000
+ROOM = 64
+
 LAYOUT_HINT = (
     "Fewer and larger descriptors: raise block_size as far as the attention backend takes it, and ask for "
     "cross-layer blocks (kv_transfer.extra.enable_cross_layers_blocks, or the layout BLHNC) where the "
@@ -244,3 +248,18 @@ def bytes_per_token(topology: dict[str, Any], release: str) -> float:
     element = ELEMENT_BYTES.get(str(engine.get("kv_cache_dtype", "auto")), ELEMENT_BYTES.get(dtype, 0))
     ranks = pool.tensor_parallel_size
     return float(ranks * facts.kv_bytes_per_token(ranks, element))
+
+
+def prompt_tokens(topology: dict[str, Any]) -> int:
+    """The length of a prompt that shows how KV caches move, in tokens; an engine of the topology takes it.
+
+    As long as the calibration data's (16,000), and shorter where an engine is. Raises TopologyError.
+    """
+    said = parse(topology)
+    facts = said.model.facts or facts_of(said.model.source) or facts_of(said.model.id)
+    longest = LONG_PROMPT + ROOM
+    for pool in said.served.values():
+        own = {**said.engine, **pool.engine}.get("max_model_len")
+        known = facts.max_position_embeddings if facts else longest
+        longest = min(longest, int(own or known))
+    return longest - ROOM
