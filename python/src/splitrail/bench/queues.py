@@ -13,11 +13,9 @@ from math import ceil, exp, factorial, inf
 
 import numpy as np
 
-from splitrail.bench.measured import Measured
-from splitrail.bench.traffic import draw
-from splitrail.workload import Lengths, Window, Workload
+from splitrail.bench.measured import Floats, Measured
+from splitrail.workload import Window
 
-ONE_TOKEN = Workload(isl=Lengths(mean=100), osl=Lengths(mean=1))
 # Service times are drawn apart from arrivals.
 _STREAM = 77
 
@@ -37,17 +35,23 @@ class Queue:
 
     def __call__(self, qps: float, window: Window, seconds: float, seed: int) -> Measured:
         """Serve Poisson arrivals: each begins when a server is free, the earliest first."""
-        traffic = draw(ONE_TOKEN, qps, seconds, seed, even_from_s=window.drop_s)
-        arrivals = np.array([request.at_s for request in traffic.requests])
+        arrivals = np.concatenate(
+            [
+                poisson(qps, 0.0, window.drop_s, [seed, 0]),
+                poisson(qps, window.drop_s, seconds, [seed, 1]),
+            ]
+        )
         rng = np.random.default_rng([seed, _STREAM])
         lasting = rng.exponential(self.mean_s, len(arrivals)) if self.exponential else self.mean_s
         lasting = np.broadcast_to(lasting, arrivals.shape) * np.exp(self.slower * (self.age_s + arrivals))
         free = [0.0] * self.servers
-        ends = np.empty_like(arrivals)
-        for index, (arrival, service) in enumerate(zip(arrivals, lasting, strict=True)):
-            ends[index] = max(arrival, free[0]) + service
-            heapreplace(free, ends[index])
-        return Measured(arrivals, arrivals, ends, ends, np.ones_like(arrivals))
+        ends = []
+        for arrival, service in zip(arrivals.tolist(), lasting.tolist(), strict=True):
+            end = max(arrival, free[0]) + service
+            heapreplace(free, end)
+            ends.append(end)
+        left = np.array(ends)
+        return Measured(arrivals, arrivals, left, left, np.ones_like(arrivals))
 
     def within(self, qps: float, limit_s: float) -> float:
         """P(T <= limit) at this rate, exactly."""
@@ -63,6 +67,17 @@ class Queue:
     def sustainable(self, share: float, limit_s: float) -> float:
         """The highest rate with P(T <= limit) >= share; 0 where none has."""
         return highest(lambda qps: self.within(qps, limit_s) >= share, self.servers / self.mean_s)
+
+
+def poisson(qps: float, begin: float, end: float, seed: list[int]) -> Floats:
+    """As many arrivals as the rate says, and otherwise a Poisson process: sorted, uniform over the stretch.
+
+    Drawn by gaps, which one seed gives at every rate (splitrail.bench.traffic draws alike, with lengths).
+    """
+    count = round(qps * (end - begin))
+    gaps = np.random.default_rng(seed).exponential(size=count + 1)
+    arrivals: Floats = begin + np.cumsum(gaps)[:-1] / gaps.sum() * (end - begin)
+    return arrivals
 
 
 @dataclass

@@ -1,0 +1,298 @@
+"""Predict, measure and compare aggregated engines and every P:D split of four GPUs, in some 12 minutes.
+
+    python gpu_bench.py predict predicted.json                  where the suite is; before measuring
+    python gpu_bench.py measure predicted.json measured.json    on the GPU host; says how long it takes
+    python gpu_bench.py compare predicted.json measured.json    Markdown
+
+``measure`` starts four vLLM servers (gpu_pd.py's, by gpu_pd.json: a folder `model`, dummy weights) or, with
+``--urls URL URL URL URL``, uses those that run (``kv_both``, served as ``--model NAME``). It wants httpx,
+numpy, pydantic and PyYAML, which come with vLLM, and this repository's python/src on PYTHONPATH. The client
+hands prompts from engine to engine, as a proxy would, so that all layouts are measured on the same engines.
+
+``predict`` simulates the very arrivals that ``measure`` will offer, at shares of each layout's predicted
+goodput, over the same window. Both write curves as docs/plan.md says; `splitrail report` draws them together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from plan_accuracy import crossing
+
+from splitrail.bench.engines import Endpoint, Route, Split
+from splitrail.bench.http import Http
+from splitrail.bench.measured import Measured, point
+from splitrail.bench.steady import gate
+from splitrail.bench.traffic import draw
+from splitrail.plan.goodput import goodput
+from splitrail.plan.simulate import simulate, traffic
+from splitrail.plan.system import fleet, with_cross_layer_blocks
+from splitrail.workload import (
+    Curve,
+    Curves,
+    Layout,
+    Lengths,
+    Point,
+    Sustained,
+    Window,
+    Workload,
+    load_curves,
+    read_sla,
+)
+
+HERE = Path(__file__).parent
+LAYOUTS = ("4agg", "1p3d", "2p2d", "3p1d")
+# One that prompts decide and one that answers do; requests last 3 to 5 s: a short window holds several.
+WORKLOADS = {
+    "8000/256": ["ttft_p90=1500", "tpot_p90=25"],
+    "3000/300": ["ttft_p90=600", "tpot_p90=20"],
+}
+SHARES = (0.75, 1.05)
+WARM_S, AFTER_S, SEED = 5.0, 4.0, 0
+KEYS = ("ttft_p50", "ttft_p90", "tpot_p50", "tpot_p90", "e2e_p50", "e2e_p90")
+# Ends of requests after the last was sent, and what a new process or a warm-up takes.
+DRAIN_S, START_S, WARM_UP_S = 5.0, 130.0, 8.0
+
+
+def workload(name: str) -> Workload:
+    """Of ``8000/256``."""
+    isl, osl = name.split("/")
+    return Workload(isl=Lengths(mean=int(isl)), osl=Lengths(mean=int(osl)))
+
+
+def say(text: str) -> None:
+    """A line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def save(path: Path, about: str, curves: Sequence[Curve]) -> None:
+    """Write curves."""
+    document = Curves(about=about, curves=tuple(curves)).model_dump(mode="json", exclude_defaults=True)
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def predict(out: Path, model_name: str, kv: str, shares: Sequence[float], seconds: float) -> None:
+    """Simulate every layout and workload at shares of its goodput."""
+    # The planner's command line wants packages that a GPU host need not have.
+    from splitrail.plan.cli import find_model  # noqa: PLC0415
+
+    model = find_model(model_name)
+    if kv == "cross-layer":
+        model = with_cross_layer_blocks(model)
+    curves = []
+    for name, sla in WORKLOADS.items():
+        asked = workload(name)
+        for label in LAYOUTS:
+            engines = fleet(Layout.read(label), model)
+            found = goodput(engines, asked, read_sla(sla))
+            rates = [round(found.qps * share, 3) for share in shares] if found.qps else [0.5]
+            say(f"{label} {name}: goodput {found.qps:.3g}/s, ends with {found.binding}; rates {rates}")
+            points = tuple(simulated(engines, asked, qps, seconds) for qps in rates)
+            sustained = Sustained(
+                sla=read_sla(sla), qps=found.qps or None, binding=found.binding, why="simulated"
+            )
+            curves.append(
+                Curve(
+                    kind="predicted",
+                    layout=label,
+                    workload=asked,
+                    window=Window(seconds=WARM_S + seconds, drop_s=WARM_S),
+                    source=f"gpu_bench.py predict, {model.system.name}, {kv} KV layout",
+                    points=points,
+                    sustained=(sustained,),
+                )
+            )
+    save(out, f"predicted by {model_name}, {kv} KV layout, before measuring", curves)
+
+
+def simulated(engines: Any, asked: Workload, qps: float, seconds: float) -> Point:
+    """The planner's answer to the very requests that will be sent."""
+    sent = Window(seconds=WARM_S + seconds + AFTER_S, drop_s=WARM_S)
+    run = simulate(engines, traffic(asked, qps, sent, SEED, even=True), seed=SEED)
+    rows = [(one.arrival, one.arrival, one.first, one.last, one.osl) for one in run.requests]
+    return point([Measured.of(rows)], qps, Window(seconds=WARM_S + seconds, drop_s=WARM_S))
+
+
+def route(label: str, urls: Sequence[str]) -> Route:
+    """The layout on these engines: the first ones prefill."""
+    layout = Layout.read(label)
+    if layout.prefill is None:
+        return Endpoint(urls)
+    return Split(urls[: layout.prefill.replicas], urls[layout.prefill.replicas :])
+
+
+def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about: str) -> list[Curve]:
+    """Offer every predicted rate to the engines; writes after each layout and workload."""
+    done: list[Curve] = []
+    seen: set[str] = set()
+    for curve in sorted(predicted.curves, key=lambda one: LAYOUTS.index(one.layout)):
+        generator = Http(route(curve.layout, urls), model)
+        if curve.layout not in seen:
+            # The first transfer of two engines makes their connection, the first prompt compiles kernels.
+            seen.add(curve.layout)
+            generator(draw(workload("2000/8"), 8.0, 4.0, 1))
+        window = curve.window or Window(seconds=30, drop_s=WARM_S)
+        points = []
+        for planned in curve.points:
+            offered = draw(
+                curve.workload, planned.qps, window.seconds + AFTER_S, SEED, even_from_s=window.drop_s
+            )
+            run = generator(offered)
+            broken = [finding for finding in gate([run], window) if not finding.ok]
+            found = point([run], planned.qps, window).model_copy(
+                update={"steady": not broken, "unsteady": tuple(map(str, broken))}
+            )
+            points.append(found)
+            told = ", ".join(
+                f"{key} {found.value(key):.1f}" for key in KEYS[:4] if found.value(key) is not None
+            )
+            why = "; ".join(found.unsteady) or "steady"
+            say(f"{curve.layout} {curve.workload.label} at {planned.qps:g}/s: {told}; {why}")
+            if run.errors:
+                say(f"  first error: {run.errors[0][:300]}")
+        done.append(
+            curve.model_copy(
+                update={
+                    "kind": "measured",
+                    "points": tuple(points),
+                    "sustained": (),
+                    "source": f"gpu_bench.py measure, {about}",
+                }
+            )
+        )
+        save(out, about, done)
+    return done
+
+
+def expected_s(predicted: Curves, start: bool) -> float:
+    """How long ``measure`` will take."""
+    points = sum(
+        (curve.window.seconds if curve.window else 30) + AFTER_S + DRAIN_S
+        for curve in predicted.curves
+        for _ in curve.points
+    )
+    return points + WARM_UP_S * len(LAYOUTS) + (START_S if start else 0)
+
+
+def compare(predicted: Curves, measured: Curves) -> None:
+    """Every figure with its error, mean errors, and goodput by the same interpolation of both."""
+    both = {(one.layout, one.workload): one for one in predicted.curves}
+    errors: dict[str, list[float]] = {}
+    say("| layout | workload | requests/s | figure | measured ms | predicted ms | error | steady |")
+    say("|---" * 8 + "|")
+    for curve in measured.curves:
+        known = {one.qps: one for one in both[curve.layout, curve.workload].points}
+        for seen in curve.points:
+            for key in KEYS:
+                real, told = seen.value(key), known[seen.qps].value(key)
+                if real is None or told is None:
+                    continue
+                error = told / real - 1
+                use = key if seen.steady else f"{key}, not steady"
+                errors.setdefault(use, []).append(abs(error))
+                steady = "yes" if seen.steady else "no"
+                place = f"{curve.layout} | {curve.workload.label} | {seen.qps:g}"
+                say(f"| {place} | {key} | {real:.1f} | {told:.1f} | {error:+.1%} | {steady} |")
+    say("\n| figure | points | mean error | largest |\n|---|---|---|---|")
+    for key, values in sorted(errors.items()):
+        say(f"| {key} | {len(values)} | {sum(values) / len(values):.1%} | {max(values):.1%} |")
+    goodputs(predicted, measured)
+
+
+def goodputs(predicted: Curves, measured: Curves) -> None:
+    """The rate at which each SLA ends, by measured and by predicted points, and the winners."""
+    for name, sla in WORKLOADS.items():
+        limits = {limit.key: limit.ms for limit in read_sla(sla).limits}
+        say(f"\n{name}, {', '.join(sla)}: requests/s, `<` and `>` are bounds\n")
+        say("| layout | measured | predicted |\n|---|---|---|")
+        best: dict[str, tuple[float, str]] = {}
+        for label in LAYOUTS:
+            cells = []
+            for side, document in (("measured", measured), ("predicted", predicted)):
+                points = [
+                    (one.qps, one.figures)
+                    for curve in document.curves
+                    if (curve.layout, curve.workload.label) == (label, name)
+                    for one in curve.points
+                    if set(limits) <= set(one.figures)
+                ]
+                if not points:
+                    cells.append("none")
+                    continue
+                rate, sign = crossing(points, limits)
+                cells.append(f"{sign if sign != '=' else ''}{rate:.3g}")
+                best[side] = max(best.get(side, (0.0, "")), (rate, label))
+            say(f"| {label} | {' | '.join(cells)} |")
+        say("\n" + ", ".join(f"best {side}: {label}" for side, (_, label) in best.items()))
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser("predict")
+    one.add_argument("out", type=Path)
+    one.add_argument("--model", default="h200-qwen3-14b", help="calibrated model, by name or file")
+    one.add_argument("--kv", choices=["cross-layer", "vllm"], default="cross-layer", help="the KV layout")
+    one.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the predicted goodput")
+    one.add_argument("--seconds", type=float, default=25.0, help="that count at each rate")
+    two = verbs.add_parser("measure")
+    two.add_argument("predicted", type=Path)
+    two.add_argument("out", type=Path)
+    two.add_argument("--urls", nargs=4, help="servers that run already")
+    two.add_argument("--model", default="model", help="the name or folder that is served")
+    two.add_argument("--engines", default="suite", help="the KV layout of gpu_pd.json: suite or default")
+    three = verbs.add_parser("compare")
+    three.add_argument("predicted", type=Path)
+    three.add_argument("measured", type=Path)
+    given = parser.parse_args()
+    if given.verb == "predict":
+        predict(given.out, given.model, given.kv, given.shares, given.seconds)
+        say(
+            f"measuring this takes about {expected_s(load_curves(given.out), True) / 60:.0f} min of four GPUs"
+        )
+    elif given.verb == "compare":
+        compare(load_curves(given.predicted), load_curves(given.measured))
+    else:
+        known = load_curves(given.predicted)
+        say(f"about {expected_s(known, not given.urls) / 60:.0f} min")
+        began = time.monotonic()
+        with ExitStack() as stack:
+            urls = given.urls or started(stack, given.model, given.engines, given.out.resolve().parent)
+            about = f"{len(urls)} engines of {given.model} ({given.engines} KV layout)"
+            measure(known, given.out, urls, given.model, about)
+        say(f"written: {given.out}, after {(time.monotonic() - began) / 60:.1f} min")
+    return 0
+
+
+def started(stack: ExitStack, model: str, layout: str, logs: Path) -> list[str]:
+    """Four vLLM servers that end with the stack; their logs lie beside the output."""
+    import gpu_pd  # noqa: PLC0415  # wants aiohttp, which --urls does without
+
+    plan = json.loads((HERE / "gpu_pd.json").read_text(encoding="utf-8"))
+    own = next(one["engine"] for one in plan["layouts"] if one["name"] == layout)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    engines = []
+    for number in range(plan["gpus"]):
+        engines.append(gpu_pd.start(number, model, own, plan["engine"], logs))
+        stack.callback(engines[-1].process.wait)
+        stack.callback(engines[-1].process.terminate)
+    began = time.monotonic()
+    gpu_pd.await_ready(engines, logs)
+    say(f"{len(engines)} engines ready after {time.monotonic() - began:.0f} s")
+    return [engine.url for engine in engines]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
