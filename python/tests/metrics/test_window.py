@@ -116,6 +116,14 @@ def test_replicas_that_are_gone_do_not_count() -> None:
     assert {engine.replica for engine in found.engines} == {"p", "d"}
 
 
+def test_a_canary_is_told_apart() -> None:
+    prefill, decode = engines(3)
+    found = snapshot(10, prefill=prefill, decode=decode, extra=Engine("c", counters={"x": 1.0}).text())
+    found.replicas["c"] = Replica("Decode:m", "n2", "llm-b")
+    assert window(None, found).ratio == "llm 1P1D, llm-b 0P1D"
+    assert window(None, found, application="llm-b").ratio == "0P1D"
+
+
 def test_a_restarted_engine_counts_from_zero() -> None:
     (p1, d1), (p2, d2) = engines(15), engines(4)
     found = window(snapshot(100, prefill=p1, decode=d1), snapshot(120, prefill=p2, decode=d2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,6 +160,7 @@ class Engine:
     prefill: Histogram = NOTHING
     decode: Histogram = NOTHING
     kv: Transfers = NO_TRANSFERS
+    application: str = ""
 
 
 @dataclass
@@ -189,13 +191,14 @@ class Window:
 
     @property
     def ratio(self) -> str:
-        """What runs: ``1P2D``, ``4agg``, ``3 elastic``."""
-        counts = {name: len(self.pool(name)) for name in self.pools}
-        if counts.get("prefill") or counts.get("decode"):
-            return f"{counts.get('prefill', 0)}P{counts.get('decode', 0)}D"
-        if counts.get("elastic"):
-            return f"{counts['elastic']} elastic"
-        return f"{counts.get('aggregated') or counts.get('', 0)}agg"
+        """What runs: ``1P2D``, ``4agg``, ``3 elastic``; of two applications each with its name."""
+        applications = sorted({engine.application for engine in self.engines})
+        if len(applications) < 2:  # noqa: PLR2004  one is not named
+            return _ratio(self.engines)
+        return ", ".join(
+            f"{name} {_ratio([engine for engine in self.engines if engine.application == name])}"
+            for name in applications
+        )
 
     def ttft_ms(self, percentile: int) -> float | None:
         """Time to a client's first token.
@@ -264,6 +267,15 @@ class Window:
         return amount / self.seconds if self.seconds else 0.0
 
 
+def _ratio(engines: list[Engine]) -> str:
+    counts = Counter(engine.pool for engine in engines)
+    if counts["prefill"] or counts["decode"]:
+        return f"{counts['prefill']}P{counts['decode']}D"
+    if counts["elastic"]:
+        return f"{counts['elastic']} elastic"
+    return f"{counts['aggregated'] or counts['']}agg"
+
+
 def window(
     before: Snapshot | None,
     after: Snapshot,
@@ -290,7 +302,8 @@ def window(
         lasted = seconds if before else max(0.0, after.at - replica.started if replica else 0.0)
         engine = _engine(name, (replica.pool if replica else "", node), lasted, old, reading)
         known = dataclasses.replace(engine.kv, counted_bytes=engine.kv.tokens * bytes_per_token)
-        engines.append(dataclasses.replace(engine, kv=known))
+        whose = replica.application if replica else ""
+        engines.append(dataclasses.replace(engine, kv=known, application=whose))
     old_proxy, proxy = _proxy(before, application), _proxy(after, application)
     return Window(
         seconds=seconds,
