@@ -8,6 +8,7 @@ change while it serves is the ingress's ``user_config``, which Serve applies to 
 # mypy: disable-error-code="import-not-found, untyped-decorator"
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -33,6 +34,8 @@ CLIENT_ERRORS = range(400, 500)
 PORTS = "NIXL_SIDE_CHANNEL_PORT_BASE"
 FIRST_PORT = 20000
 DEAD_S = 30.0
+# Longer than Serve needs on a busy machine to find a replica's place in its queue, in seconds.
+TAKEN_S = 3.0
 
 
 def problem(status: int, message: str, kind: str = "invalid_request_error") -> Json:
@@ -44,7 +47,8 @@ class ServeEngine:
     """An engine behind a Serve handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._plain, self._stream = handle, handle.options(stream=True)
+        # By reference: only so can a caller see whether a replica has taken the question.
+        self._plain, self._stream = handle.options(_by_reference=True), handle.options(stream=True)
 
     async def ask(self, method: str, body: Json) -> AsyncGenerator[str | Json, None]:
         """See ``pool.Backend``."""
@@ -64,8 +68,24 @@ class ServeEngine:
                 response.cancel()
 
     async def health(self) -> None:
-        """See ``pool.Backend``."""
-        await self._plain.check_health.remote()
+        """See ``pool.Backend``.
+
+        Serve keeps a question for a replica that has died until there is another, which would be a long wait.
+        Raises RuntimeError where no replica has taken it after TAKEN_S.
+        """
+        response = self._plain.check_health.remote()
+        taken = asyncio.ensure_future(response._to_object_ref())
+        ended = False
+        try:
+            if not (await asyncio.wait({taken}, timeout=TAKEN_S))[0]:
+                raise RuntimeError(f"no replica takes requests for {TAKEN_S:g} s")
+            taken.result()
+            await response
+            ended = True
+        finally:
+            taken.cancel()
+            if not ended:
+                response.cancel()
 
 
 def checked(piece: Any) -> str | Json:

@@ -27,7 +27,7 @@ class Backend(Protocol):
         """
 
     async def health(self) -> None:
-        """Return when the engine is well. Raises when it is dead, and waits while it has no replica."""
+        """Return when the engine is well. Raises when it is dead; may wait while it has no replica."""
 
 
 @dataclass(frozen=True)

@@ -216,10 +216,11 @@ class Handle:
 
     def __init__(self, items: list[Any]) -> None:
         self.items, self.cancelled, self.sent = items, 0, None
+        self.check_health: Any = None
         self.chat = self.completions = self
 
-    def options(self, stream: bool) -> Handle:
-        assert stream
+    def options(self, stream: bool = False, _by_reference: bool = False) -> Handle:
+        assert stream != _by_reference
         return self
 
     def remote(self, request: Any) -> Handle:
@@ -232,6 +233,48 @@ class Handle:
     async def __aiter__(self) -> AsyncGenerator[Any, None]:
         for item in self.items:
             yield item
+
+
+class Health:
+    """The answer to a health check, which a replica takes and answers, or not."""
+
+    def __init__(self, taken: bool, error: Exception | None = None) -> None:
+        self.taken, self.error, self.cancelled = taken, error, 0
+
+    async def _to_object_ref(self) -> None:
+        await asyncio.sleep(0 if self.taken else 60)
+
+    def __await__(self) -> Any:
+        return self._answer().__await__()
+
+    async def _answer(self) -> None:
+        if self.error:
+            raise self.error
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (Health(True), None),
+        (Health(True, RuntimeError("engine dead")), "engine dead"),
+        (Health(False), "no replica takes requests for 0.01 s"),
+    ],
+)
+def test_an_engine_without_a_replica_is_not_waited_for(
+    app: ModuleType, answer: Health, says: str | None
+) -> None:
+    vars(app)["TAKEN_S"] = 0.01
+    handle = Handle([])
+    handle.check_health = SimpleNamespace(remote=lambda: answer)
+    if says is None:
+        asyncio.run(app.ServeEngine(handle).health())
+    else:
+        with pytest.raises(RuntimeError, match=says):
+            asyncio.run(app.ServeEngine(handle).health())
+    assert answer.cancelled == (says is not None)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
