@@ -35,7 +35,7 @@ PORTS = "NIXL_SIDE_CHANNEL_PORT_BASE"
 FIRST_PORT = 20000
 DEAD_S = 30.0
 # Longer than Serve needs on a busy machine to find a replica's place in its queue, in seconds.
-TAKEN_S = 3.0
+TAKEN_S = 5.0
 
 
 def problem(status: int, message: str, kind: str = "invalid_request_error") -> Json:
