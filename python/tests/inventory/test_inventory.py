@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema_rs import Draft202012Validator, meta
 from typer.testing import CliRunner
 
 from splitrail.cli import app
@@ -181,6 +181,13 @@ def test_encrypted_values_and_files_are_passed_over(tmp_path: Path) -> None:
     assert faults(tmp_path / "b", group_vars__all__a=text, group_vars__all__vault=encrypted) == []
 
 
+def test_dates_and_encrypted_parts_are_texts(tmp_path: Path) -> None:
+    text = "ray_cluster_env:\n  A: !vault |\n    $ANSIBLE_VAULT;1.1;AES256\n    34\n  1: 2026-01-01\n"
+    assert faults(tmp_path / "a", group_vars__all=text) == []
+    found = faults(tmp_path / "b", group_vars__all="preflight_shm_gib: 2026-01-01\n")
+    assert any('is "2026-01-01"; allowed: a number' in fault for fault in found)
+
+
 def test_helpers_of_an_inventory_are_known_by_being_read(tmp_path: Path) -> None:
     assert faults(tmp_path / "a", group_vars__all='mine: 4\npreflight_shm_gib: "{{ mine }}"\n') == []
     found = faults(tmp_path / "b", group_vars__all='mine: 4\npreflight_shm_gib: "{{ mime }}"\n')
@@ -267,7 +274,7 @@ def test_the_names_of_ansible_s_own_variables_are_those_of_its_plugins() -> None
 
 def test_the_schema_is_a_schema_and_takes_templates() -> None:
     schema = document(load_vocabulary(ROOT))
-    Draft202012Validator.check_schema(schema)
+    assert meta.is_valid(schema)
     judge = Draft202012Validator(schema)
     assert judge.is_valid({"ray_cluster_port": 6379, "cluster_name": "c"})
     assert judge.is_valid({"ray_cluster_port": "{{ port }}", "ray_cluster_volumes": ["{{ a }}"]})

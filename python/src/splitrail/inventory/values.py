@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Any
 
-from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import ValidationError
+from jsonschema_rs import Draft202012Validator, ValidationError
 
 from splitrail.inventory.fault import Fault, near
 from splitrail.inventory.located import Opaque
@@ -17,7 +16,7 @@ from splitrail.inventory.reader import Inventory, Variable
 from splitrail.inventory.resolve import Fleet, Unknown, Wrong, value_of
 from splitrail.inventory.vocabulary import Vocabulary, is_template, strings
 
-_FORMATS = {"ipv4network": IPv4Network, "ipv4": IPv4Address}
+_FORMATS = {"ipv4network": lambda text: _reads(IPv4Network, text)}
 _SHOWN = 60  # characters of a value in a message
 _WORDS = {
     "string": "a text",
@@ -67,47 +66,46 @@ class _Validators:
             return
         if name not in self._made:
             self._made[name] = Draft202012Validator(
-                {**schema, "$defs": dict(self._vocabulary.definitions)}, format_checker=_format_checker()
+                {**schema, "$defs": dict(self._vocabulary.definitions)},
+                validate_formats=True,
+                formats=_FORMATS,
             )
-        errors = list(self._made[name].iter_errors(value))
+        errors = list(self._made[name].iter_errors(_plain(value)))
         if not errors:
             self._good.add((name, repr(value)))
         for error in errors:
-            yield _explain(variable, error, hosts)
+            yield _explain(variable, self._around(schema, error), error, hosts)
+
+    def _around(self, schema: Mapping[str, Any], error: ValidationError) -> Mapping[str, Any]:
+        """The part of the schema whose keyword a value broke."""
+        part: Any = schema
+        for step in error.schema_path[:-1]:
+            if step == "$ref":
+                part = self._vocabulary.definitions[part["$ref"].rpartition("/")[2]]
+            elif step != "$defs" and (isinstance(part, list) or step in part):
+                part = part[step]
+        return part if isinstance(part, Mapping) else {}
 
 
-def _format_checker() -> FormatChecker:
-    checker = FormatChecker(formats=())
-    for name, kind in _FORMATS.items():
-
-        def fits(value: object, kind: Callable[[str], object] = kind) -> bool:
-            return not isinstance(value, str) or kind(value) is not None
-
-        checker.checks(name, raises=ValueError)(fits)
-    return checker
-
-
-def _explain(variable: Variable, error: ValidationError, hosts: tuple[str, ...]) -> Fault:
+def _explain(
+    variable: Variable, schema: Mapping[str, Any], error: ValidationError, hosts: tuple[str, ...]
+) -> Fault:
     """One fault of a value: what it is, what may stand there, and the cure."""
-    place = tuple(error.absolute_path)
-    schema = error.schema if isinstance(error.schema, dict) else {}
-    if error.validator == "additionalProperties":
+    place, keyword = tuple(error.instance_path), error.schema_path[-1]
+    value: Any = error.instance
+    if keyword == "additionalProperties":
         allowed = list(schema["properties"])
-        extra = sorted(set(error.instance) - set(allowed))
+        extra = sorted(set(value) - set(allowed))
         said = f"{', '.join(extra)} is no key of it; allowed: {', '.join(allowed)}{near(extra[0], allowed)}"
         return variable.fault(said, "correct the key or take it out", hosts, (*place, extra[0]))
-    if error.validator == "required":
-        missing = ", ".join(key for key in error.validator_value if key not in error.instance)
+    if keyword == "required":
+        missing = ", ".join(key for key in schema["required"] if key not in value)
         return variable.fault(f"lacks {missing}", f"add {missing}", hosts, place)
-    allowed_words = _allowed(error, schema)
-    got = "(hidden)" if SECRET.search(variable.name) else _shown(error.instance)
-    asked = near(error.instance, map(str, schema.get("enum", ()))) if isinstance(error.instance, str) else ""
-    return variable.fault(
-        f"is {got}; allowed: {allowed_words}{asked}",
-        _cure(error.instance, schema, allowed_words),
-        hosts,
-        place,
-    )
+    allowed_words = _allowed(schema)
+    got = "(hidden)" if SECRET.search(variable.name) else _shown(value)
+    asked = near(value, map(str, schema.get("enum", ()))) if isinstance(value, str) else ""
+    said = f"is {got}; allowed: {allowed_words}{asked}"
+    return variable.fault(said, _cure(value, schema, allowed_words), hosts, place)
 
 
 def _cure(value: Any, schema: Mapping[str, Any], allowed: str) -> str:
@@ -127,11 +125,11 @@ def _kinds(schema: Mapping[str, Any]) -> list[str]:
     return [kind for kind in kinds if not (kind == "integer" and "string" in kinds)]
 
 
-def _allowed(error: ValidationError, schema: Mapping[str, Any]) -> str:
-    if error.validator == "enum":
-        return "one of " + ", ".join(map(str, error.validator_value))
-    if error.validator == "anyOf":
-        return " or ".join(_WORDS[kind] for option in error.validator_value for kind in _kinds(option))
+def _allowed(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    if "anyOf" in schema:
+        return " or ".join(_WORDS[kind] for option in schema["anyOf"] for kind in _kinds(option))
     words = " or ".join(_WORDS[kind] for kind in _kinds(schema))
     low, above, high = (schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
     if low is not None:
@@ -142,9 +140,26 @@ def _allowed(error: ValidationError, schema: Mapping[str, Any]) -> str:
         words += f" like {schema['pattern']}"
     if "format" in schema:
         words += f" that is an {schema['format']}"
-    return words or str(error.validator_value)
+    return words or "what the schema says"
 
 
 def _shown(value: Any) -> str:
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _reads(kind: Callable[[str], object], text: str) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: keys are texts, and what YAML has besides (dates, encrypted values) is one too."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
