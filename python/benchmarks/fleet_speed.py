@@ -1,6 +1,7 @@
 """What a run costs the controller as the fleet grows: real SSH to many simulated hosts on one machine.
 
-usage: sudo fleet_speed.py [--hosts 10,100,500] [--plain N] [--render 10,100,500] [--out FILE] [--folder DIR]
+usage: sudo fleet_speed.py [--hosts 10,100,500] [--plain N] [--render 10,100,500] [--runs first,again]
+                           [--tags TAGS] [--out FILE] [--folder DIR]
 
 Each simulated host is an address of 127.0.0.0/8 behind one sshd, with an /etc and a machine-id of its own (a
 mount namespace a session). Connections, module transfers, Python on the node and all of Ansible are real;
@@ -316,14 +317,14 @@ def end_masters(folder: Path, hosts: int) -> None:
         )
 
 
-def suite(folder: Path, count: int) -> list[Figures]:
-    """The suite's way: first, again, one variable changed, again."""
+def suite(folder: Path, count: int, runs: Sequence[str], tags: str) -> list[Figures]:
+    """The suite's way; ``runs`` says which of first, again, one variable changed, again with it."""
     where = inventory(folder, count)
     program = str(Path(sys.executable).with_name("ansible-playbook"))
-    words = [program, "-i", str(where), *PLAYBOOKS, "--tags", TAGS]
+    words = [program, "-i", str(where), *PLAYBOOKS, "--tags", tags]
     other = [*words, "-e", json.dumps({"container_engine_ulimits": {"nofile": f"{8192 + count}:16384"}})]
     plan = (("first", words), ("again", words), ("one variable", other), ("again with it", other))
-    found = [measured(("suite", name, count), line, folder) for name, line in plan]
+    found = [measured(("suite", name, count), line, folder) for name, line in plan if name in runs]
     end_masters(folder, count)
     return found
 
@@ -512,6 +513,8 @@ def main() -> int:
     parser.add_argument("--hosts", default="10,100,500", help="numbers of simulated hosts")
     parser.add_argument("--plain", default="", help="numbers of hosts for the plain way")
     parser.add_argument("--render", default="", help="numbers of servers to render files of")
+    parser.add_argument("--runs", default="first,again,one variable,again with it", help="which of the four")
+    parser.add_argument("--tags", default=TAGS, help="what of the playbooks is run")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--folder", type=Path, help="where everything is kept; by default removed afterwards")
     given = parser.parse_args()
@@ -535,7 +538,7 @@ def main() -> int:
         if hosts or plain_hosts:
             with simulated_hosts(folder, max([*hosts, *plain_hosts])):
                 for count in hosts:
-                    figures += suite(folder, count)
+                    figures += suite(folder, count, given.runs.split(","), given.tags)
                 for count in plain_hosts:
                     figures += plain(folder, count)
         summary(figures)

@@ -65,7 +65,7 @@ def refused(root: Path, what: str, draw: random.Random) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     what=st.sampled_from(sorted(mutate.MUTATIONS)),
     name=st.sampled_from(mutate.GOOD),

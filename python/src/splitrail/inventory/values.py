@@ -64,27 +64,22 @@ class _Validators:
         schema = self._vocabulary.typed.get(name)
         if schema is None or isinstance(value, Opaque) or (name, repr(value)) in self._good:
             return
+        whole = {**schema, "$defs": dict(self._vocabulary.definitions)}
         if name not in self._made:
-            self._made[name] = Draft202012Validator(
-                {**schema, "$defs": dict(self._vocabulary.definitions)},
-                validate_formats=True,
-                formats=_FORMATS,
-            )
+            self._made[name] = Draft202012Validator(whole, validate_formats=True, formats=_FORMATS)
         errors = list(self._made[name].iter_errors(_plain(value)))
         if not errors:
             self._good.add((name, repr(value)))
         for error in errors:
-            yield _explain(variable, self._around(schema, error), error, hosts)
+            yield _explain(variable, _around(whole, error), error, hosts)
 
-    def _around(self, schema: Mapping[str, Any], error: ValidationError) -> Mapping[str, Any]:
-        """The part of the schema whose keyword a value broke."""
-        part: Any = schema
-        for step in error.schema_path[:-1]:
-            if step == "$ref":
-                part = self._vocabulary.definitions[part["$ref"].rpartition("/")[2]]
-            elif step != "$defs" and (isinstance(part, list) or step in part):
-                part = part[step]
-        return part if isinstance(part, Mapping) else {}
+
+def _around(schema: Mapping[str, Any], error: ValidationError) -> Mapping[str, Any]:
+    """The part of the schema whose keyword a value broke."""
+    part: Any = schema
+    for step in error.schema_path[:-1]:
+        part = part[int(step)] if isinstance(part, list) else part[step]
+    return part if isinstance(part, Mapping) else {}
 
 
 def _explain(
