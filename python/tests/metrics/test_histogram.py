@@ -75,3 +75,4 @@ def test_spreads_divide_the_careful_way() -> None:
     assert Spread(2, 4).text() == "2 to 4"
     assert Spread(2, math.inf).text() == "2 or more"
     assert Spread(2, 2).text() == "2"
+    assert Spread(0, 4).text() == "up to 4"

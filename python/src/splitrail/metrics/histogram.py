@@ -33,9 +33,11 @@ class Spread:
         return Spread(self.low * factor, self.high * factor)
 
     def text(self, form: str = ".3g") -> str:
-        """For people: ``12.4`` or ``3.1 to 12.4`` or ``3.1 or more``."""
+        """For people: ``12.4``, ``3.1 to 12.4``, ``3.1 or more`` or ``up to 12.4``."""
         if self.exact:
             return format(self.low, form)
+        if not self.low:
+            return f"up to {self.high:{form}}"
         if math.isinf(self.high):
             return f"{self.low:{form}} or more"
         return f"{self.low:{form}} to {self.high:{form}}"

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from splitrail.fabric.mesh_data import MeshError, Result
+from splitrail.metrics.histogram import Spread
 from splitrail.metrics.window import Engine, Transfers, Window
 from splitrail.proof import newest
 from splitrail.topology.kv_layout import choose
@@ -213,9 +214,7 @@ def _rate(kv: Transfers, subject: str, link: Link) -> dict[str, Any]:
 
 def _figure(low: float, high: float) -> float | str:
     """A figure, or its bounds in words."""
-    if low == high:
-        return float(f"{low:.4g}")
-    return f"{low:.3g} or more" if high == float("inf") else f"{low:.3g} to {high:.3g}"
+    return float(f"{low:.4g}") if low == high else Spread(low, high).text()
 
 
 def _check(
