@@ -48,7 +48,6 @@ def test_the_true_rate_is_found(queue: Queue, sla: str, share: float) -> None:
         budget = Budget(requests=8000, repeats=8, tolerance=0.02, seed=1000 * seed, **ENDLESS)
         found = Search(queue, read_sla([sla]), budget).run()
         assert found.qps is not None
-        assert found.high is not None
         assert found.binding == sla.partition("=")[0]
         errors.append(found.qps / true - 1)
     assert sum(abs(error) <= 0.03 for error in errors) >= 3
@@ -92,9 +91,9 @@ def test_seeds_are_the_same_for_every_system() -> None:
 
 
 def test_the_budget_ends_it_and_says_so() -> None:
-    found = Search(Queue(), read_sla(["e2e_p90=6000"]), Budget(requests=3000, repeats=8, seconds=15000)).run()
+    found = Search(Queue(), read_sla(["e2e_p90=6000"]), Budget(requests=3000, repeats=8, seconds=6000)).run()
     assert "budget" in found.why
-    assert found.seconds < 40000
+    assert found.seconds < 20000
 
 
 def test_a_client_that_lags_is_named() -> None:

@@ -156,7 +156,7 @@ def finish(job: Json, folder: Path, shards: list[tuple[str, list[list[Any]]]]) -
 def reason(log: str, code: int) -> str:
     """Why a shard failed, with the cure where it is known."""
     if "timed_trace" in log and "invalid choice" in log:
-        return "this image's vLLM has no data set timed_trace (0.32 has): use --generator http"
+        return "this image's vLLM has no data set timed_trace (0.32 has one): measure with --url"
     return f"vllm bench serve ended with code {code}:\n{log[-1500:]}"
 
 

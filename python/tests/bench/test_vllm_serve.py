@@ -1,0 +1,134 @@
+"""The load generator of the image: what it is given, what comes back, and the program that runs inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from splitrail.bench import inside
+from splitrail.bench.traffic import draw
+from splitrail.bench.vllm_serve import VllmServe, combined
+from splitrail.project import Project
+from splitrail.run.playbook import Options
+from splitrail.workload import Lengths, Workload, WorkloadError
+
+WORK = Workload(isl=Lengths(mean=300), osl=Lengths(mean=8), hit_rate=0.5)
+# Stands in for `vllm bench serve`: reads the trace as the data set timed_trace does; each request took
+# 10 ms to its first token and 50 to its last, sent 2 ms late.
+VLLM = """#!{python}
+import json, os, sys
+assert sys.argv[1:3] == ["bench", "serve"], sys.argv
+if "{mode}" == "old":
+    sys.exit("bench serve: error: argument --dataset-name: invalid choice: 'timed_trace'")
+if "{mode}" == "broken":
+    sys.exit("out of memory")
+given = sys.argv[3:]
+options = {{one: next for one, next in zip(given, given[1:]) if one.startswith("--")}}
+lines = [json.loads(line) for line in open(options["--dataset-path"])]
+assert len(lines) == int(options["--num-prompts"])
+assert options["--dataset-name"] == "timed_trace"
+block = int(options["--timed-trace-chunk-hash-size"])
+assert all(len(one["hash_ids"]) * block >= one["input_length"] for one in lines)
+words = json.load(open(options["--tokenizer"] + "/tokenizer.json"))["model"]["vocab"]
+assert 100 in words.values() and 999 in words.values()
+result = dict(
+    start_times=[1000.0 + one["timestamp"] + 0.002 * (n > 0) for n, one in enumerate(lines)],
+    ttfts=[0.01] * len(lines), latencies=[0.05] * len(lines),
+    output_lens=[one["output_length"] for one in lines], errors=[""] * len(lines),
+    environment=dict(key=os.environ.get("OPENAI_API_KEY"), seed=os.environ["PYTHONHASHSEED"]),
+)
+json.dump(result, open(options["--result-dir"] + "/" + options["--result-filename"], "w"))
+"""
+
+
+def job(processes: int = 1) -> dict[str, Any]:
+    generator = VllmServe(
+        Project(Path("/nowhere")), Options("/nowhere"), processes, "http://h:8000", "secret"
+    )
+    assert "secret" not in repr(generator)
+    return {**generator.job(draw(WORK, 4.0, 10, 0)), "model": "m"}
+
+
+def offered(tmp_path: Path, mode: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    program = tmp_path / "vllm"
+    program.write_text(VLLM.format(python=sys.executable, mode=mode))
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [sys.executable, inside.__file__],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_planned_traffic_comes_back_measured(tmp_path: Path, processes: int) -> None:
+    code, found = offered(tmp_path, "good", job(processes))
+    assert code == 0
+    run = combined(found["shards"])
+    assert len(run.planned) == 40
+    assert run.ok.all()
+    assert np.median(run.lag_ms) == pytest.approx(2, abs=0.1)
+    assert np.median(run.seconds("ttft")) == pytest.approx(0.012, abs=1e-3)
+    assert np.median(run.seconds("tpot")) == pytest.approx(0.04 / 7, abs=1e-4)
+
+
+def test_an_image_without_the_data_set_is_named_with_the_cure(tmp_path: Path) -> None:
+    code, found = offered(tmp_path, "old", job())
+    assert code == 2
+    assert "--generator http" not in found["error"]
+    assert "--url" in found["error"]
+
+
+def test_a_generator_that_fails_says_why(tmp_path: Path) -> None:
+    code, found = offered(tmp_path, "broken", job())
+    assert code == 2
+    assert "out of memory" in found["error"]
+
+
+def test_the_job_holds_prompts_as_blocks_that_are_served_once_before() -> None:
+    asked = job(2)
+    assert len(asked["shards"]) == 2
+    assert sum(len(shard) for shard in asked["shards"]) == 40
+    assert all(
+        len(blocks) * asked["block"] >= isl for shard in asked["shards"] for _, isl, _, blocks in shard
+    )
+    assert 1 <= len(asked["warm"]) <= 8
+
+
+def shard(begun: float, at: list[float], errors: list[str] | None = None) -> dict[str, Any]:
+    count = len(at)
+    return {
+        "planned": at,
+        "start": [begun + one for one in at],
+        "ttft": [0.1] * count,
+        "latency": [0.2] * count,
+        "tokens": [4] * count,
+        "errors": errors or [""] * count,
+    }
+
+
+def test_shards_that_began_apart_are_put_on_one_clock() -> None:
+    run = combined([shard(100.0, [0.0, 10.0]), shard(103.0, [1.0, 11.0])])
+    # The first shard began three seconds before the second: second 0 is when all send.
+    assert list(run.planned) == [-3.0, 1.0, 7.0, 11.0]
+    assert list(run.lag_ms) == [0.0] * 4
+    with pytest.raises(WorkloadError, match="100 s apart"):
+        combined([shard(100.0, [0.0]), shard(200.0, [0.0])])
+
+
+def test_failed_requests_are_failures() -> None:
+    run = combined([shard(5.0, [0.0, 1.0], ["", "Bad Gateway"])])
+    assert list(run.ok) == [True, False]
+    assert run.errors == ("Bad Gateway",)
