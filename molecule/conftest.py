@@ -12,6 +12,37 @@ import pytest
 import yaml
 from testinfra.host import Host
 
+# Runs on a node: where the secret shows that is in the file of the first argument. Files that only their
+# owner may read do not count, nor does that file. A secret on a command line would itself be in sudo's log.
+LEAKS = """
+import json, os, pathlib, subprocess, sys
+own = pathlib.Path(sys.argv[1])
+secret = own.read_bytes().strip()
+assert len(secret) > 15, "too short to be looked for"
+found = []
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    for name in ("cmdline", "environ"):
+        try:
+            if secret in (process / name).read_bytes():
+                found.append(f"{process}/{name}")
+        except OSError:
+            pass
+if secret in subprocess.run(["journalctl", "--no-pager", "--output=export"], capture_output=True).stdout:
+    found.append("journal")
+for top in ("/etc", "/run", "/tmp", "/usr/local", "/var/lib/splitrail", "/var/log", "/root", "/home"):
+    for folder, _, names in os.walk(top):
+        for name in names:
+            path = pathlib.Path(folder, name)
+            try:
+                if path == own or not path.is_file() or path.is_symlink() or path.stat().st_size > 1 << 26:
+                    continue
+                if path.stat().st_mode & 0o077 and secret in path.read_bytes():
+                    found.append(str(path))
+            except OSError:
+                pass
+print(json.dumps(sorted(found)))
+"""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -56,6 +87,21 @@ def verdicts() -> Callable[[str, Host], dict[str, Any]]:
         return verdict
 
     return load
+
+
+@pytest.fixture
+def leaks() -> Callable[[Host, str], list[str]]:
+    """``leaks(host, path)``: where the secret of that file of a node shows, there or in the run record."""
+
+    def look(host: Host, path: str) -> list[str]:
+        found: list[str] = json.loads(host.check_output("python3 -c %s %s", LEAKS, path))
+        secret = host.file(path).content.strip()
+        record = Path(os.environ["SPLITRAIL_RUN_DIR"])
+        files = [file for file in sorted(record.rglob("*")) if file.is_file()]
+        assert files, f"{record} holds no run record to look at"
+        return found + [str(file) for file in files if secret in file.read_bytes()]
+
+    return look
 
 
 def _node(host: Host) -> str:

@@ -170,7 +170,11 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self, what: object, headers: dict[str, str] | None = None) -> None:
         body = json.dumps(what).encode()
         self.send_response(200)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

@@ -256,7 +256,9 @@ def test_a_kill_costs_no_more_than_what_was_on_its_way(fleet: Fleet) -> None:
     fleet.nodes = {name: fleet.nodes[name] for name in ("n0", "n1")}
     fleet.hub.rate = 250e3
     streams = 2
-    agents = {name: process(fleet, name, fetchers=["n0", "n1"]) for name in fleet.nodes}
+    # Nobody takes over what the killed node has yet to ask the source for: it is back before that.
+    said = {"fetchers": ["n0", "n1"], "gone_s": 30}
+    agents = {name: process(fleet, name, **said) for name in fleet.nodes}
     journal = part_of(fleet.folder("n1")) / JOURNAL
 
     def halfway() -> bool:
@@ -270,7 +272,7 @@ def test_a_kill_costs_no_more_than_what_was_on_its_way(fleet: Fleet) -> None:
         agents["n1"].kill()
         agents["n1"].wait()
         had = len(journal.read_text().splitlines()) - 1
-        agents["n1"] = process(fleet, "n1", fetchers=["n0", "n1"])
+        agents["n1"] = process(fleet, "n1", **said)
         until("both done", lambda: all(status(fleet, each).get("state") == "done" for each in fleet.nodes))
     finally:
         for agent in agents.values():
@@ -281,6 +283,6 @@ def test_a_kill_costs_no_more_than_what_was_on_its_way(fleet: Fleet) -> None:
     came = int(str(again["from_source"])) + int(str(again["from_peers"]))
     # Started again it took what its journal lacked, and nothing twice.
     assert came <= fleet.manifest.size - (had - streams) * CHUNK
-    # Of the source at most what was on its way in the killed node's streams, and what n0 took over.
-    assert fleet.hub.bytes <= fleet.manifest.size + (streams + 2) * CHUNK
+    # Of the source as well.
+    assert fleet.hub.bytes <= fleet.manifest.size + streams * CHUNK
     assert [agent.returncode for agent in agents.values()] == [0, 0]

@@ -153,10 +153,12 @@ class Agent:
         try:
             yield index
         finally:
-            with self._lock:
-                if index is not None and index not in self.part.have:
-                    self._open.add(index)
-                self._lock.notify_all()
+            # Who found nothing wakes nobody: idle threads would keep each other awake.
+            if index is not None:
+                with self._lock:
+                    if index not in self.part.have:
+                        self._open.add(index)
+                    self._lock.notify_all()
 
     # -- taking
 
