@@ -4,9 +4,9 @@ usage: bad_inventories.py [--count N] [--seed S] [--verbs K] [--markdown]
 
 Prints how many were refused, in which time, and examples; the mutations are those of
 tests/inventory/mutate.py. The time is wall clock of the check alone, with the roles' specs read anew each
-time as a command does. Of K of them the whole command `splitrail serve` is run too, with an
-`ansible-playbook` and an `ssh` that would be seen if they were started. Exit code 1 when one passed, was not
-named, took a second or more, or reached a host.
+time as a command does; its CPU is told beside it. Of K of them the whole command `splitrail serve` is run
+too, with an `ansible-playbook` and an `ssh` that would be seen if they were started. Exit code 1 when one
+passed, was not named, took a second of CPU or more, or reached a host.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ LIMIT_S = 1.0
 sys.path.append(str(ROOT / "python/tests/inventory"))
 
 
-def faults_of(inventory: Path) -> tuple[list[Fault], float]:
-    """What is wrong with an inventory, and seconds."""
-    began = time.perf_counter()
+def faults_of(inventory: Path) -> tuple[list[Fault], float, float]:
+    """What is wrong with an inventory, and seconds: by the clock, and of this process's CPU."""
+    began, used = time.perf_counter(), time.process_time()
     try:
         check(Project(ROOT), str(inventory))
     except InventoryError as error:
-        return error.faults, time.perf_counter() - began
-    return [], time.perf_counter() - began
+        return error.faults, time.perf_counter() - began, time.process_time() - used
+    return [], time.perf_counter() - began, time.process_time() - used
 
 
 def run_a_verb(inventory: Path, folder: Path) -> tuple[int, float, bool]:
@@ -77,6 +77,7 @@ def main() -> int:
     kinds: dict[str, list[float]] = {}
     examples: dict[str, str] = {}
     wrong: list[str] = []
+    used: list[float] = []
     commands: list[tuple[int, float, bool]] = []
     with tempfile.TemporaryDirectory(prefix="splitrail-bad-") as name:
         folder = Path(name)
@@ -88,8 +89,9 @@ def main() -> int:
                 bad = mutate.MUTATIONS[kind](inventory, draw, known)
             except mutate.Skip:
                 continue
-            faults, seconds = faults_of(inventory)
+            faults, seconds, cpu = faults_of(inventory)
             kinds.setdefault(kind, []).append(seconds)
+            used.append(cpu)
             named = [
                 fault for fault in faults if bad.file in fault.file and bad.key in str(fault) and fault.cure
             ]
@@ -102,7 +104,11 @@ def main() -> int:
             if len(commands) < given.verbs:
                 commands.append(run_a_verb(inventory, folder / "bin"))
     show(kinds, examples, wrong, commands, markdown=given.markdown)
-    slow = max(max(times) for times in kinds.values()) >= LIMIT_S
+    sys.stdout.write(
+        f"CPU of the check: median {sorted(used)[len(used) // 2]:.2f} s, most {max(used):.2f} s\n"
+    )
+    # By CPU: the clock also counts what else the machine does.
+    slow = max(used) >= LIMIT_S
     return int(bool(wrong) or slow or any(code != 2 or started for code, _, started in commands))  # noqa: PLR2004
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from splitrail.project import Project
 from splitrail.run import playbook
 from splitrail.run.playbook import CannotRun, Interrupts, Options, Step, parse_extra_vars
 
@@ -102,3 +103,18 @@ def test_the_handlers_are_put_back_and_the_first_signal_is_told_once() -> None:
             signal.raise_signal(signal.SIGINT)
     assert (interrupts.count, told) == (2, [1])
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("cpus", "free_mib", "wanted"),
+    [(2, 16_000, 32), (16, 64_000, 128), (64, 512_000, 256), (64, 16_000, 62), (64, 1_000, 32)],
+)
+def test_forks_are_chosen_by_the_machine(tmp_path: Path, cpus: int, free_mib: int, wanted: int) -> None:
+    (tmp_path / "ansible.cfg").write_text("[defaults]\nforks = 32\n")
+    assert playbook.forks(Project(tmp_path), cpus, free_mib) == wanted
+
+
+def test_the_users_own_forks_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ansible.cfg").write_text("[defaults]\n")
+    monkeypatch.setenv("ANSIBLE_FORKS", "7")
+    assert playbook._environment(Project(tmp_path), tmp_path)["ANSIBLE_FORKS"] == "7"

@@ -172,6 +172,19 @@ def _forget_environment(status: Mapping[str, Any], runner_config: Any) -> None:
         (Path(runner_config.artifact_dir) / "command").unlink(missing_ok=True)
 
 
+def forks(project: Project, cpus: int | None = None, free_mib: int | None = None) -> int:
+    """How many hosts are worked on at once: ansible.cfg's number at least, and what this machine carries.
+
+    Eight a processor, because a fork mostly waits for its host, in a quarter of the free memory at 64 MiB a
+    fork (20 MiB were measured, python/benchmarks/fleet_speed.py), and 256 at most.
+    """
+    least = int(project.setting("forks") or 5)  # Ansible's own default
+    if free_mib is None:
+        free_mib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    carried = min(8 * (cpus or os.cpu_count() or 1), free_mib // 4 // 64, 256)
+    return max(least, carried)
+
+
 def _environment(project: Project, run_dir: Path) -> dict[str, str]:
     return {
         # The tools of this very environment, also when it is not activated.
@@ -184,6 +197,7 @@ def _environment(project: Project, run_dir: Path) -> dict[str, str]:
         or "True",
         # Ansible would go on with no host, and call that a success.
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
+        "ANSIBLE_FORKS": os.environ.get("ANSIBLE_FORKS") or str(forks(project)),
         "ANSIBLE_DISPLAY_ARGS_TO_STDOUT": "False",
         "ANSIBLE_FORCE_COLOR": "False",
         "ANSIBLE_NOCOLOR": "True",
