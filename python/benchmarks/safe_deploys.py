@@ -182,7 +182,7 @@ def main() -> int:
         load.stop.set()
         for thread in threads:
             thread.join()
-    say("in all, with the looks in between", 0, load.ended, "")
+        say("in all, with the looks in between", 0, load.ended, "")
     for text in sorted({what for _, _, what in load.ended if what not in {"", "wrong"}}):
         sys.stderr.write(f"{text}\n")
     return 0 if good and not any(what for _, _, what in load.ended) else 1
