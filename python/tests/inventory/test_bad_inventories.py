@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from types import ModuleType
@@ -123,3 +125,30 @@ def test_a_misspelt_extra_variable_is_refused_without_its_value() -> None:
         execute(PROJECT, "serve", "playbooks/serve.yml", options, resume=False, console=Console(quiet=True))
     assert "hunter2" not in str(caught.value)
     check(PROJECT, inventory, {"llm_serve_mode": "aggregated", "fabric_waiver": "one host only"})
+
+
+def test_ansible_alone_refuses_it_too(tmp_path: Path) -> None:
+    """The first play of the bring-up, without the command line of the suite."""
+    marker = tmp_path / "ssh-was-run"
+    (tmp_path / "ssh").write_text(f"#!/bin/sh\ntouch {marker}\nexit 255\n")
+    (tmp_path / "ssh").chmod(0o755)
+    inventory = mutate.copy("lab", tmp_path)
+    path = inventory / "group_vars/all/checks.yml"
+    path.write_text(path.read_text().replace("preflight_shm_gib: 2", "preflight_shm_gib: two"))
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(inventory), "playbooks/preflight.yml"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "SPLITRAIL_RUN_DIR": str(tmp_path / "record"),
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert 'preflight_shm_gib: is "two"; allowed: a number' in done.stdout.replace('\\"', '"')
+    assert not marker.exists()

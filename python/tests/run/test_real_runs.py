@@ -172,6 +172,7 @@ def test_an_ok_run(project: Project) -> None:
     code, document, _ = project.run("up", "-e", f"secret={SECRET}")
     assert code == 1, "the hidden task fails on purpose"
     assert "no_log" in document["run"]["failures"][0]["message"]
+    assert document["run"]["extra_vars"] == ["secret"]
 
     code, document, said = project.run("up", "--tags", "all")
     assert (code, document["ok"], document["resume"]) == (0, True, None)
