@@ -1,11 +1,12 @@
-"""Predict, measure and compare aggregated engines and every P:D split of four GPUs, in some 12 minutes.
+"""Predict, measure and compare aggregated engines and every P:D split of a host's GPUs, in some 12 minutes.
 
     python gpu_bench.py predict predicted.json                  where the suite is; before measuring
     python gpu_bench.py measure predicted.json measured.json    on the GPU host; says how long it takes
     python gpu_bench.py compare predicted.json measured.json    Markdown
 
-``measure`` starts four vLLM servers (gpu_pd.py's, by gpu_pd.json: a folder `model`, dummy weights) or, with
-``--urls URL URL URL URL``, uses those that run (``kv_both``, served as ``--model NAME``). It wants httpx,
+``measure`` starts a vLLM server a GPU (gpu_pd.py's, by gpu_pd.json: a folder `model`, dummy weights), or
+``--urls`` names those that run (``kv_both``, served as ``--model NAME``). ``predict --layouts`` says which
+layouts, all of the same number of engines; by default those of four. It wants httpx,
 numpy, pydantic and PyYAML, which come with vLLM, and this repository's python/src on PYTHONPATH. The client
 hands prompts from engine to engine, as a proxy would, so that all layouts are measured on the same engines.
 
@@ -80,7 +81,9 @@ def save(path: Path, about: str, curves: Sequence[Curve]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def predict(out: Path, model_name: str, kv: str, shares: Sequence[float], seconds: float) -> None:
+def predict(
+    out: Path, model_name: str, kv: str, shares: Sequence[float], *, seconds: float, labels: Sequence[str]
+) -> None:
     """Simulate every layout and workload at shares of its goodput."""
     # The planner's command line wants packages that a GPU host need not have.
     from splitrail.plan.cli import find_model  # noqa: PLC0415
@@ -91,7 +94,7 @@ def predict(out: Path, model_name: str, kv: str, shares: Sequence[float], second
     curves = []
     for name, sla in WORKLOADS.items():
         asked = workload(name)
-        for label in LAYOUTS:
+        for label in labels:
             engines = fleet(Layout.read(label), model)
             found = goodput(engines, asked, read_sla(sla))
             rates = [round(found.qps * share, 3) for share in shares] if found.qps else [0.5]
@@ -134,7 +137,7 @@ def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about
     """Offer every predicted rate to the engines; writes after each layout and workload."""
     done: list[Curve] = []
     seen: set[str] = set()
-    for curve in sorted(predicted.curves, key=lambda one: LAYOUTS.index(one.layout)):
+    for curve in sorted(predicted.curves, key=lambda one: layouts(predicted).index(one.layout)):
         generator = Http(route(curve.layout, urls), model)
         if curve.layout not in seen:
             # The first transfer of two engines makes their connection, the first prompt compiles kernels.
@@ -173,6 +176,11 @@ def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about
     return done
 
 
+def layouts(curves: Curves) -> list[str]:
+    """The layouts of curves, in their order."""
+    return list(dict.fromkeys(curve.layout for curve in curves.curves))
+
+
 def expected_s(predicted: Curves, start: bool) -> float:
     """How long ``measure`` will take."""
     points = sum(
@@ -180,7 +188,7 @@ def expected_s(predicted: Curves, start: bool) -> float:
         for curve in predicted.curves
         for _ in curve.points
     )
-    return points + WARM_UP_S * len(LAYOUTS) + (START_S if start else 0)
+    return points + WARM_UP_S * len(layouts(predicted)) + (START_S if start else 0)
 
 
 def compare(predicted: Curves, measured: Curves) -> None:
@@ -215,7 +223,7 @@ def goodputs(predicted: Curves, measured: Curves) -> None:
         say(f"\n{name}, {', '.join(sla)}: requests/s, `<` and `>` are bounds\n")
         say("| layout | measured | predicted |\n|---|---|---|")
         best: dict[str, tuple[float, str]] = {}
-        for label in LAYOUTS:
+        for label in layouts(predicted):
             cells = []
             for side, document in (("measured", measured), ("predicted", predicted)):
                 points = [
@@ -247,10 +255,11 @@ def main() -> int:
     one.add_argument("--kv", choices=["cross-layer", "vllm"], default="cross-layer", help="the KV layout")
     one.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the predicted goodput")
     one.add_argument("--seconds", type=float, default=25.0, help="that count at each rate")
+    one.add_argument("--layouts", nargs="+", default=LAYOUTS, help="4agg, 2p2d, ...")
     two = verbs.add_parser("measure")
     two.add_argument("predicted", type=Path)
     two.add_argument("out", type=Path)
-    two.add_argument("--urls", nargs=4, help="servers that run already")
+    two.add_argument("--urls", nargs="+", help="servers that run already")
     two.add_argument("--model", default="model", help="the name or folder that is served")
     two.add_argument("--engines", default="suite", help="the KV layout of gpu_pd.json: suite or default")
     three = verbs.add_parser("compare")
@@ -258,10 +267,8 @@ def main() -> int:
     three.add_argument("measured", type=Path)
     given = parser.parse_args()
     if given.verb == "predict":
-        predict(given.out, given.model, given.kv, given.shares, given.seconds)
-        say(
-            f"measuring this takes about {expected_s(load_curves(given.out), True) / 60:.0f} min of four GPUs"
-        )
+        predict(given.out, given.model, given.kv, given.shares, seconds=given.seconds, labels=given.layouts)
+        say(f"measuring this takes about {expected_s(load_curves(given.out), True) / 60:.0f} min of the GPUs")
     elif given.verb == "compare":
         compare(load_curves(given.predicted), load_curves(given.measured))
     else:
@@ -269,22 +276,23 @@ def main() -> int:
         say(f"about {expected_s(known, not given.urls) / 60:.0f} min")
         began = time.monotonic()
         with ExitStack() as stack:
-            urls = given.urls or started(stack, given.model, given.engines, given.out.resolve().parent)
+            gpus = Layout.read(layouts(known)[0]).gpus
+            urls = given.urls or started(stack, given.model, given.engines, gpus, given.out.resolve().parent)
             about = f"{len(urls)} engines of {given.model} ({given.engines} KV layout)"
             measure(known, given.out, urls, given.model, about)
         say(f"written: {given.out}, after {(time.monotonic() - began) / 60:.1f} min")
     return 0
 
 
-def started(stack: ExitStack, model: str, layout: str, logs: Path) -> list[str]:
-    """Four vLLM servers that end with the stack; their logs lie beside the output."""
+def started(stack: ExitStack, model: str, layout: str, gpus: int, logs: Path) -> list[str]:
+    """So many vLLM servers that end with the stack; their logs lie beside the output."""
     import gpu_pd  # noqa: PLC0415  # wants aiohttp, which --urls does without
 
     plan = json.loads((HERE / "gpu_pd.json").read_text(encoding="utf-8"))
     own = next(one["engine"] for one in plan["layouts"] if one["name"] == layout)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     engines = []
-    for number in range(plan["gpus"]):
+    for number in range(gpus):
         engines.append(gpu_pd.start(number, model, own, plan["engine"], logs))
         stack.callback(engines[-1].process.wait)
         stack.callback(engines[-1].process.terminate)
