@@ -317,9 +317,19 @@ def end_masters(folder: Path, hosts: int) -> None:
         )
 
 
+def fresh(folder: Path, count: int) -> None:
+    """Hosts on which nothing was written yet."""
+    for number in range(count):
+        containers = folder / "etc" / address(number) / "containers"
+        shutil.rmtree(containers)
+        (containers / "containers.conf.d").mkdir(parents=True)
+        (containers / "registries.conf.d").mkdir()
+
+
 def suite(folder: Path, count: int, runs: Sequence[str], tags: str) -> list[Figures]:
     """The suite's way; ``runs`` says which of first, again, one variable changed, again with it."""
     where = inventory(folder, count)
+    fresh(folder, count)
     program = str(Path(sys.executable).with_name("ansible-playbook"))
     words = [program, "-i", str(where), *PLAYBOOKS, "--tags", tags]
     other = [*words, "-e", json.dumps({"container_engine_ulimits": {"nofile": f"{8192 + count}:16384"}})]
@@ -395,6 +405,7 @@ def plain_playbook(folder: Path) -> Path:
 
 def plain(folder: Path, count: int) -> list[Figures]:
     """The same work the plain way, first and again, over as many forks as the suite takes."""
+    fresh(folder, count)
     program = str(Path(sys.executable).with_name("ansible-playbook"))
     environment = {
         "ANSIBLE_PIPELINING": "false",
