@@ -14,7 +14,7 @@ import pytest
 
 from splitrail.bench import inside
 from splitrail.bench.traffic import draw
-from splitrail.bench.vllm_serve import VllmServe, combined
+from splitrail.bench.vllm_serve import VllmServe, combined, without_warm_up
 from splitrail.project import Project
 from splitrail.run.playbook import Options
 from splitrail.workload import Lengths, Workload, WorkloadError
@@ -39,7 +39,7 @@ assert all(len(one["hash_ids"]) * block >= one["input_length"] for one in lines)
 words = json.load(open(options["--tokenizer"] + "/tokenizer.json"))["model"]["vocab"]
 assert 100 in words.values() and 999 in words.values()
 result = dict(
-    start_times=[1000.0 + one["timestamp"] + 0.002 * (n > 0) for n, one in enumerate(lines)],
+    start_times=[1000.0 + one["timestamp"] + 0.002 * (n % 10 > 0) for n, one in enumerate(lines)],
     ttfts=[0.01] * len(lines), latencies=[0.05] * len(lines),
     output_lens=[one["output_length"] for one in lines], errors=[""] * len(lines),
     environment=dict(key=os.environ.get("OPENAI_API_KEY"), seed=os.environ["PYTHONHASHSEED"]),
@@ -74,9 +74,10 @@ def offered(tmp_path: Path, mode: str, asked: dict[str, Any]) -> tuple[int, dict
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_planned_traffic_comes_back_measured(tmp_path: Path, processes: int) -> None:
-    code, found = offered(tmp_path, "good", job(processes))
+    asked = job(processes)
+    code, found = offered(tmp_path, "good", asked)
     assert code == 0
-    run = combined(found["shards"])
+    run = combined(without_warm_up(found["shards"], asked["shards"][0][:8]))
     assert len(run.planned) == 40
     assert run.ok.all()
     assert np.median(run.lag_ms) == pytest.approx(2, abs=0.1)
@@ -100,11 +101,14 @@ def test_a_generator_that_fails_says_why(tmp_path: Path) -> None:
 def test_the_job_holds_prompts_as_blocks_that_are_served_once_before() -> None:
     asked = job(2)
     assert len(asked["shards"]) == 2
-    assert sum(len(shard) for shard in asked["shards"]) == 40
+    # Forty requests, and one for each of the eight prefixes, ten seconds before.
+    assert sum(len(shard) for shard in asked["shards"]) == 48
+    first = asked["shards"][0]
+    assert max(line[0] for line in first[:8]) < 10 <= min(line[0] for line in first[8:])
+    assert {line[2] for line in first[:8]} == {1}
     assert all(
         len(blocks) * asked["block"] >= isl for shard in asked["shards"] for _, isl, _, blocks in shard
     )
-    assert 1 <= len(asked["warm"]) <= 8
 
 
 def shard(begun: float, at: list[float], errors: list[str] | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Reads a job from stdin and prints one JSON document on its last line:
 or {"error": str} with exit code 2. ``start`` is of the clock that all processes share (CLOCK_MONOTONIC).
 
 The job: {"url", "model", "key", "block", "salt", "vocabulary": [first, last], "drain_s",
-"shards": [[[at_s, isl, osl, [block, ...]], ...], ...], "warm": [[at_s, isl, osl, [block, ...]], ...]}
+"shards": [[[at_s, isl, osl, [block, ...]], ...], ...]}
 
 vLLM's data set `timed_trace` takes everything from a file: when to send, how long prompt and answer are, and
 the names of the prompt's blocks. It wants a tokenizer to draw tokens from, and gets one that is made here of
@@ -131,8 +131,6 @@ def run(job: Json) -> Json:
     with tempfile.TemporaryDirectory(prefix="bench-") as place:
         folder = Path(place)
         tokenizer(folder, *job["vocabulary"])
-        if job["warm"]:
-            finish(job, folder, [("warm", job["warm"])])
         shards = [(f"shard{number}", requests) for number, requests in enumerate(job["shards"])]
         finish(job, folder, shards)
         return {"shards": [read(folder, name, requests) for name, requests in shards]}

@@ -23,6 +23,8 @@ DRAIN_S = 300.0
 # Shards are processes that each take their time to start: traffic is drawn longer by this, so that there is a
 # stretch in which all of them send.
 SKEW_S = 20.0
+# In which prefixes that requests share are served once, so that caches hold them.
+LEAD_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,16 @@ class VllmServe:
             found = json.loads(result.read_text(encoding="utf-8"))
         if "error" in found:
             raise WorkloadError(f"vllm bench serve could not run: {found['error']}")
-        return combined(found["shards"])
+        return combined(without_warm_up(found["shards"], self.warm(traffic)))
 
     def job(self, traffic: Traffic) -> dict[str, Any]:
         """What ``inside.py`` reads."""
+        warm = self.warm(traffic)
+        # Within the first process: one of its own would start once more, which takes longer than all of them.
+        later = LEAD_S if warm else 0.0
         shards = [traffic.shard(index, self.processes).requests for index in range(self.processes)]
+        lines = [[_line(one, later) for one in shard] for shard in shards]
+        lines[0] = [*warm, *lines[0]]
         return {
             "url": self.url,
             "key": self.key,
@@ -88,9 +95,28 @@ class VllmServe:
             "salt": traffic.salt,
             "vocabulary": [FIRST_TOKEN, LAST_TOKEN],
             "drain_s": self.drain_s,
-            "shards": [[_line(one) for one in shard] for shard in shards if shard],
-            "warm": [[0.0, one.isl, 1, list(one.blocks)] for one in warm_prefixes(traffic)],
+            "shards": [shard for shard in lines if shard],
         }
+
+    def warm(self, traffic: Traffic) -> list[list[Any]]:
+        """A request for each prefix that others share, one after the other."""
+        known = list(warm_prefixes(traffic))
+        return [
+            [index * LEAD_S / 2 / len(known), one.isl, 1, list(one.blocks)] for index, one in enumerate(known)
+        ]
+
+
+def without_warm_up(
+    shards: Sequence[Mapping[str, Any]], warm: Sequence[object]
+) -> list[dict[str, list[Any]]]:
+    """The shards without the requests that only filled the caches, and as if these had not come first."""
+    if not warm:
+        return [dict(shard) for shard in shards]
+    found = []
+    for number, shard in enumerate(shards):
+        own = {key: list(values)[len(warm) if number == 0 else 0 :] for key, values in shard.items()}
+        found.append({**own, "planned": [at - LEAD_S for at in own["planned"]]})
+    return found
 
 
 def combined(shards: Sequence[Mapping[str, Any]]) -> Measured:
@@ -117,8 +143,8 @@ def combined(shards: Sequence[Mapping[str, Any]]) -> Measured:
     return Measured.of(rows, errors)
 
 
-def _line(request: Planned) -> list[Any]:
-    return [round(request.at_s, 6), request.isl, request.osl, list(request.blocks)]
+def _line(request: Planned, later: float) -> list[Any]:
+    return [round(request.at_s + later, 6), request.isl, request.osl, list(request.blocks)]
 
 
 def _why(record: Path, errors: Sequence[str]) -> str:
