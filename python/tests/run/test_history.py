@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import threading
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from typer.testing import CliRunner
 
 from splitrail.cli import app
@@ -167,3 +171,56 @@ def test_a_killed_run_is_shown_with_what_it_left(runs: Path) -> None:
     (folder / "timings.json").write_text("{")
     assert "timings.json" in document("show")["notes"][0]
     assert run("list")[0] == 0
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes OTLP over HTTP and keeps what came."""
+
+    taken: ClassVar[list[Any]] = []
+    answer = 200
+
+    def do_POST(self) -> None:  # the name that http.server calls
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        request = ExportTraceServiceRequest.FromString(body)
+        scopes = [scope for of in request.resource_spans for scope in of.scope_spans]
+        Collector.taken.extend(span for scope in scopes for span in scope.spans)
+        self.send_response(self.answer)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.mark.usefixtures("runs")
+def test_export_as_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = HTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}/v1/traces"
+    try:
+        code, said = run("export", "last", "--endpoint", endpoint)
+        assert code == 0, said
+        spans = {(span.name, _attribute(span, "splitrail.host")): span for span in Collector.taken}
+        assert len({span.trace_id for span in spans.values()}) == 1
+        assert set(spans) == {
+            *(("provision", ""), ("play Provision", "")),
+            *((task, host) for task in ("Install", "Look") for host in ("n1", "n2")),
+        }
+        failed = spans["Install", "n1"]
+        assert (failed.status.code, failed.status.message) == (2, "disk full")
+        assert failed.parent_span_id == spans["play Provision", ""].span_id
+        assert (failed.end_time_unix_nano - failed.start_time_unix_nano) / 1e9 == pytest.approx(5)
+        assert _attribute(spans["provision", ""], "splitrail.outcome") == "failed"
+        monkeypatch.setattr(Collector, "answer", 400)
+        code, said = run("export", "last", "--endpoint", endpoint)
+        assert code == 2
+        assert "took 0 of 6 spans" in said
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert run("export", "none", "--endpoint", endpoint)[0] == 2
+
+
+def _attribute(span: Any, key: str) -> str:
+    return next((one.value.string_value for one in span.attributes if one.key == key), "")

@@ -18,7 +18,7 @@ from splitrail.run.history import Difference, History, find, read
 from splitrail.run.record import RecordError, newest_first
 from splitrail.verdict import Check
 
-app = typer.Typer(no_args_is_help=True, help="Run records: `list` them, `show` one, `diff` two.")
+app = typer.Typer(no_args_is_help=True, help="Run records: `list`, `show` one, `diff` two, `export` one.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else on stderr.")]
 Name = Annotated[
@@ -104,6 +104,27 @@ def diff(old: Name = "last~1", new: Name = "last", as_json: Json = False) -> Non
     else:
         _show_difference(difference)
     raise typer.Exit(int(any(b is not None and not b.ok for _, _, b in difference.flipped())))
+
+
+@app.command()
+def export(
+    run: Name = "last",
+    endpoint: Annotated[
+        str, typer.Option("--endpoint", help="Where an OTLP collector takes traces over HTTP.")
+    ] = "http://127.0.0.1:4318/v1/traces",
+) -> None:
+    """Send a run to an OpenTelemetry collector as a trace: the run, its plays, each task on each host."""
+    try:
+        # An extra: no other command needs these packages, nor the time that importing them takes.
+        from splitrail.run import history_otel  # noqa: PLC0415
+    except ImportError as error:
+        why = RecordError(f"{error.name} is not installed: pip install 'splitrail[otel]'")
+        raise _could_not_run("export", why) from error
+    try:
+        count = history_otel.export(read(find(Project.find(Path.cwd()).runs, run)), endpoint)
+    except (history_otel.ExportError, ProjectError, RecordError) as error:
+        raise _could_not_run("export", error) from error
+    _console().print(Text(f"{count} spans sent to {endpoint}"), soft_wrap=True)
 
 
 def _show(history: History, slowest: int) -> None:
