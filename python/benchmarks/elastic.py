@@ -117,7 +117,7 @@ async def on_head(module: str, arguments: Json) -> Json:
     said = (await process.communicate())[0].decode()
     if process.returncode:
         raise RuntimeError(said[-2000:])
-    answer: Json = json.loads(said.partition("=>")[2])
+    answer: Json = json.JSONDecoder().raw_decode(said.partition("=>")[2].lstrip())[0]
     return answer
 
 
@@ -149,8 +149,8 @@ def head() -> str:
 
 def kill(engine: int, what: str) -> str:
     """Kill an engine wherever it runs; returns what was killed. Raises RuntimeError where nothing was."""
-    # vLLM's engine is a child of the replica.
-    victim = "$replica" if what == "replica" else '$(pgrep -P "$replica" | head -1)'
+    # vLLM's engine is a child of the replica, beside others of Python's own.
+    victim = "$replica" if what == "replica" else '$(pgrep -P "$replica" -f "^VLLM::" | head -1)'
     script = (
         f"replica=$(pgrep -f '^ray::ServeReplica:.*:Engine{engine}:' | head -1); "
         f'test -n "$replica" || exit 1; victim={victim}; cat /proc/$victim/comm; kill -KILL $victim'
