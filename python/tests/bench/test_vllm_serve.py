@@ -20,31 +20,37 @@ from splitrail.run.playbook import Options
 from splitrail.workload import Lengths, Workload, WorkloadError
 
 WORK = Workload(isl=Lengths(mean=300), osl=Lengths(mean=8), hit_rate=0.5)
-# Stands in for `vllm bench serve`: reads the trace as the data set timed_trace does; each request took
-# 10 ms to its first token and 50 to its last, sent 2 ms late.
-VLLM = """#!{python}
-import json, os, sys
-assert sys.argv[1:3] == ["bench", "serve"], sys.argv
-if "{mode}" == "old":
-    sys.exit("bench serve: error: argument --dataset-name: invalid choice: 'timed_trace'")
-if "{mode}" == "broken":
-    sys.exit("out of memory")
-given = sys.argv[3:]
-options = {{one: next for one, next in zip(given, given[1:]) if one.startswith("--")}}
-lines = [json.loads(line) for line in open(options["--dataset-path"])]
-assert len(lines) == int(options["--num-prompts"])
-assert options["--dataset-name"] == "timed_trace"
-block = int(options["--timed-trace-chunk-hash-size"])
-assert all(len(one["hash_ids"]) * block >= one["input_length"] for one in lines)
-words = json.load(open(options["--tokenizer"] + "/tokenizer.json"))["model"]["vocab"]
-assert 100 in words.values() and 999 in words.values()
-result = dict(
-    start_times=[1000.0 + one["timestamp"] + 0.002 * (n % 10 > 0) for n, one in enumerate(lines)],
-    ttfts=[0.01] * len(lines), latencies=[0.05] * len(lines),
-    output_lens=[one["output_length"] for one in lines], errors=[""] * len(lines),
-    environment=dict(key=os.environ.get("OPENAI_API_KEY"), seed=os.environ["PYTHONHASHSEED"]),
-)
-json.dump(result, open(options["--result-dir"] + "/" + options["--result-filename"], "w"))
+# Stands in for vllm.benchmarks.serve: reads the trace as the data set timed_trace does; each request took
+# 10 ms to its first token and 50 to its last, and most were sent 2 ms late.
+VLLM = """
+import json, os
+def add_cli_args(parser):
+    datasets = ["random"] if "{mode}" == "old" else ["random", "timed_trace"]
+    parser.add_argument("--dataset-name", choices=datasets)
+    parser.add_argument("--timed-trace-chunk-hash-size", type=int)
+    parser.add_argument("--num-prompts", type=int)
+    for name in ("backend", "base-url", "endpoint", "model", "tokenizer", "dataset-path", "result-dir",
+                 "result-filename", "temperature", "ready-check-timeout-sec", "percentile-metrics"):
+        parser.add_argument("--" + name, required=True)
+    for name in ("disable-tqdm", "save-result", "save-detailed"):
+        parser.add_argument("--" + name, action="store_true")
+
+def main(args):
+    if "{mode}" == "broken":
+        raise SystemExit("out of memory")
+    lines = [json.loads(line) for line in open(args.dataset_path)]
+    assert args.save_result and args.save_detailed and len(lines) == args.num_prompts
+    block = args.timed_trace_chunk_hash_size
+    assert all(len(one["hash_ids"]) * block >= one["input_length"] for one in lines)
+    words = json.load(open(args.tokenizer + "/tokenizer.json"))["model"]["vocab"]
+    assert 100 in words.values() and 999 in words.values()
+    assert os.environ["OPENAI_API_KEY"] == "secret" and int(os.environ["PYTHONHASHSEED"]) >= 0
+    result = dict(
+        start_times=[1000.0 + one["timestamp"] + 0.002 * (n % 10 > 0) for n, one in enumerate(lines)],
+        ttfts=[0.01] * len(lines), latencies=[0.05] * len(lines),
+        output_lens=[one["output_length"] for one in lines], errors=[""] * len(lines),
+    )
+    json.dump(result, open(args.result_dir + "/" + args.result_filename, "w"))
 """
 
 
@@ -57,10 +63,10 @@ def job(processes: int = 1) -> dict[str, Any]:
 
 
 def offered(tmp_path: Path, mode: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    program = tmp_path / "vllm"
-    program.write_text(VLLM.format(python=sys.executable, mode=mode))
-    program.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    package = tmp_path / "vllm/benchmarks"
+    package.mkdir(parents=True)
+    (package / "serve.py").write_text(VLLM.format(mode=mode))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, inside.__file__],
         input=json.dumps(asked),

@@ -24,6 +24,12 @@ from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
+# What the command `vllm bench serve` runs, without the command: that looks for a package called vllm, which the
+# CPU build is not.
+SERVE = (
+    "import argparse; from vllm.benchmarks import serve; parser = argparse.ArgumentParser('bench serve'); "
+    "serve.add_cli_args(parser); serve.main(parser.parse_args())"
+)
 # vllm's own imports take long on a small machine.
 START_S = 300.0
 
@@ -76,7 +82,7 @@ def command(job: Json, folder: Path, name: str, count: int) -> list[str]:
         "percentile-metrics": "ttft,tpot,e2el",
     }
     given = [part for key, value in options.items() for part in (f"--{key}", value)]
-    return ["vllm", "bench", "serve", *given, "--disable-tqdm", "--save-result", "--save-detailed"]
+    return [sys.executable, "-c", SERVE, *given, "--disable-tqdm", "--save-result", "--save-detailed"]
 
 
 def start(job: Json, folder: Path, name: str, requests: list[list[Any]]) -> subprocess.Popen[str]:
