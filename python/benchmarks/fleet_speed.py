@@ -299,7 +299,10 @@ def masters_cpu(folder: Path) -> float:
     total = 0
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{folder}/cp" in (path / "cmdline").read_text() and (path / "comm").read_text() == "ssh\n":
+            if (
+                f"{folder}/cp" in (path / "cmdline").read_text(errors="replace")
+                and (path / "comm").read_text() == "ssh\n"
+            ):
                 fields = (path / "stat").read_text().rpartition(") ")[2].split()
                 total += int(fields[11]) + int(fields[12])
         except OSError:
