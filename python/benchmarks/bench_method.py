@@ -7,7 +7,7 @@ Systems are queues for which queueing theory gives the highest rate under an SLA
 and not of this machine. Each is searched with its own seeds. One of them is the client itself: the httpx
 generator on a virtual clock against a mock endpoint. Then what gets slower by the second, and so never
 settles, must end without a rate. Last, real HTTP on this machine, for a look. Prints Markdown; exit code 1
-where fewer than 19 of 20 are within 3 %, or a rate is reported where there is none.
+where fewer than 19 of 20 are within the goal (3 %), or a rate is reported where there is none.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from splitrail.bench.traffic import draw
 from splitrail.workload import Lengths, Window, Workload, read_sla
 
 GOAL, OF_TWENTY = 0.03, 19
+# Of the client on a virtual clock, where a request costs a millisecond: fewer requests, and less certainty.
+CLIENT_GOAL = 0.05
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 SYSTEMS = [
     ("M/M/1", Queue(), "e2e_p90=6000", 1),
@@ -51,29 +53,31 @@ def search(measure: Measure, sla: str, seed: int, requests: int, repeats: int = 
     return Search(measure, read_sla([sla]), budget).run().qps
 
 
-def row(name: str, sla: str, true: float, found: list[float | None], began: float) -> bool:
+def row(
+    name: str, sla: str, true: float, found: list[float | None], *, began: float, goal: float = GOAL
+) -> bool:
     """Print a line of the table; whether enough were within the goal."""
     errors = [(one or 0.0) / true - 1 for one in found]
-    good = sum(abs(error) <= GOAL for error in errors)
+    good = sum(abs(error) <= goal for error in errors)
     mean = sum(errors) / len(errors)
     worst = max(errors, key=abs)
     say(
-        f"| {name} | {sla} | {true:.4f} | {good} of {len(errors)} | {mean:+.2%} | {worst:+.2%} | "
-        f"{time.monotonic() - began:.0f} |"
+        f"| {name} | {sla} | {true:.4f} | {good} of {len(errors)} ({goal:.0%}) | {mean:+.2%} | "
+        f"{worst:+.2%} | {time.monotonic() - began:.0f} |"
     )
     return good * 20 >= OF_TWENTY * len(errors)
 
 
 def known(seeds: int, requests: int) -> bool:
     """Queues against theory."""
-    say("| system | SLA | true rate | within 3 % | mean error | worst | s |\n|---|---|---|---|---|---|---|")
+    say("| system | SLA | true rate | within | mean error | worst | s |\n|---|---|---|---|---|---|---|")
     ok = True
     for name, queue, sla, times in SYSTEMS:
         began = time.monotonic()
         limit = read_sla([sla]).limits[0]
         true = queue.sustainable(SHARES[limit.statistic], limit.ms / 1000)
         found = [search(queue, sla, seed, times * requests) for seed in range(seeds)]
-        ok &= row(f"{name}, {times * requests} requests a run", sla, true, found, began)
+        ok &= row(f"{name}, {times * requests} requests a run", sla, true, found, began=began)
     return ok
 
 
@@ -88,7 +92,14 @@ def client(seeds: int) -> bool:
 
     true = Queue(exponential=False, mean_s=0.1).sustainable(0.9, 0.25)
     found = [search(measure, "ttft_p90=250", seed, 3000, 6) for seed in range(seeds)]
-    return row("M/D/1 through the HTTP client, virtual time", "ttft_p90=250", true, found, began)
+    return row(
+        "M/D/1 through the HTTP client, virtual time",
+        "ttft_p90=250",
+        true,
+        found,
+        began=began,
+        goal=CLIENT_GOAL,
+    )
 
 
 def unsettled(seeds: int) -> bool:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
-# What the command `vllm bench serve` runs, without it: it looks for a package called vllm, which the CPU build
-# is not.
+# What the command `vllm bench serve` runs, without it: it looks for a package called vllm, and the CPU
+# build's is called otherwise.
 SERVE = (
     "import argparse; from vllm.benchmarks import serve; parser = argparse.ArgumentParser('bench serve'); "
     "serve.add_cli_args(parser); serve.main(parser.parse_args())"
