@@ -29,7 +29,7 @@ LEAD_S = 10.0
 
 @dataclass(frozen=True)
 class VllmServe:
-    """Offers traffic from the head. ``url`` None: Serve's own port, as the inventory says.
+    """Offers traffic from the head. ``url`` None: where clients ask, as the inventory says.
 
     Its detailed output has the clock of each sending; compared with the plan that is its lag.
     """
