@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from testinfra.host import Host
 
 HEAD = "10.88.0.11"
 NODES = {"mol-head": (HEAD, "head"), "mol-prefill": ("10.88.0.12", "prefill")}
+USER = 0  # of Ray in its container
 TOKEN = "/etc/ray/token"  # noqa: S105  its path
 # Prints the status of a request with the word that it is given as token, or with the content of the file of
 # that name. A token on a command line would be in sudo's log.
@@ -62,15 +64,18 @@ def test_the_dashboard_listens_on_the_management_address_alone(host: Host) -> No
     assert listening == ([f"{HEAD}:8265"] if own == HEAD else [])
 
 
-def test_the_token_is_in_its_file_and_nowhere_else(host: Host) -> None:
+def test_the_token_is_in_its_file_and_nowhere_else(
+    host: Host, leaks: Callable[[Host, str], list[str]]
+) -> None:
     file = host.file(TOKEN)
-    assert (file.user, file.group, file.mode) == ("root", "root", 0o600)
-    token = file.content_string
-    assert len(token) == 64  # noqa: PLR2004  256 bits in hex
-    shown = {
-        "processes": "ps axeww",
-        "unit": "systemctl cat ray.service",
-        "environment": "cat /etc/ray/ray.env",
-        "journal": "journalctl --no-pager --output cat",
-    }
-    assert [place for place, command in shown.items() if token in host.check_output(command)] == []
+    assert (file.uid, file.gid, file.mode) == (USER, USER, 0o600)
+    assert len(file.content_string) == 64  # noqa: PLR2004  256 bits in hex
+    assert leaks(host, TOKEN) == []
+
+
+def test_a_secret_that_shows_is_found(host: Host, leaks: Callable[[Host, str], list[str]]) -> None:
+    """The look itself, on a word that was put where anyone may read it."""
+    host.check_output("mkdir -p /root/planted && cp /etc/machine-id /root/planted/secret")
+    found = leaks(host, "/root/planted/secret")
+    assert "/etc/machine-id" in found
+    host.check_output("rm -r /root/planted")

@@ -18,7 +18,7 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Requ
 from .manifest import BLOCK, File, Manifest, ManifestError, wanted
 
 SUMS = "SHA256SUMS"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
 # A hub answers a request for weights with a signed address of its storage, good for an hour or so.
 ADDRESS_S = 600.0
 PARTIAL, OK = 206, 200
