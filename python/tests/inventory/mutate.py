@@ -262,6 +262,9 @@ def empty_pool(root: Path, draw: random.Random, known: Vocabulary) -> Bad:
     del known
     path, text = _hosts(root)
     pool = draw.choice(["prefill", "decode"])
+    serve = "".join(path.read_text() for path in _files(root))
+    if not re.search(rf"^ +{pool}: \{{{pool}:", serve, re.MULTILINE):
+        raise Skip  # its engines run wherever there are GPUs
     changed = re.sub(rf"^( +){pool}:\n +hosts:\n(?: {{8}}.*\n)+", rf"\1{pool}:\n", text, count=1, flags=re.M)
     if changed == text:
         raise Skip
