@@ -25,7 +25,9 @@ def screen(window: Window, found: Sequence[str]) -> Group:
     for title, rows in (("pools", pools(window)), ("engines", engines(window))):
         table = Table(box=None, pad_edge=False, title=title, title_justify="left")
         for at, heading in enumerate(rows[0]):
-            table.add_column(heading, justify="left" if at < 1 else "right", overflow="fold")
+            # On a narrow terminal names are folded, and no heading within a word.
+            word = max(map(len, heading.split()), default=0)
+            table.add_column(heading, justify="left" if at < 1 else "right", overflow="fold", min_width=word)
         for row in rows[1:]:
             table.add_row(*(Text(cell) for cell in row))
         parts.append(table)
@@ -99,8 +101,8 @@ def engines(window: Window) -> list[list[str]]:
     """A row an engine, below its headings; a transfer's figures as the bounds that its buckets allow."""
     rows = [
         [
-            *("engine", "node", "running", "queued", "KV used", "transfers", "GB/s", "MB each"),
-            *("descriptors", "post ms"),
+            *("engine", "node", "running", "queued", "KV used", "moved", "GB/s", "MB each"),
+            *("descr.", "post ms"),
         ]
     ]
     for engine in window.engines:
