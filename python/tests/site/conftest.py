@@ -64,7 +64,7 @@ class Site:
         """The lab's API key."""
         return (ROOT / ".secrets/lab/api_key").read_text().strip()
 
-    def ask(self, prompt: str, *, tokens: int = 16, timeout_s: float = 90) -> list[int]:
+    def ask(self, prompt: str, *, tokens: int = 16, timeout_s: float = 240) -> list[int]:
         """The tokens that the endpoint answers to a prompt at temperature 0."""
         answer = httpx.post(
             f"http://{ADDRESSES['lab-head']}:8000/v1/chat/completions",
