@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--verbs", type=int, default=5, help="how many are given to a whole command too")
     parser.add_argument("--markdown", action="store_true", help="a table of the kinds, for a document")
     given = parser.parse_args()
-    mutate, known, draw = import_module("mutate"), load(ROOT), random.Random(given.seed)  # noqa: S311
+    mutate, known, draw = import_module("mutate"), load(ROOT), random.Random(given.seed)  # noqa: S311  # no secret
     kinds: dict[str, list[float]] = {}
     examples: dict[str, str] = {}
     wrong: list[str] = []
@@ -109,7 +109,7 @@ def main() -> int:
     )
     # By CPU: the clock also counts what else the machine does.
     slow = max(used) >= LIMIT_S
-    return int(bool(wrong) or slow or any(code != 2 or started for code, _, started in commands))  # noqa: PLR2004
+    return int(bool(wrong) or slow or any(code != 2 or started for code, _, started in commands))  # noqa: PLR2004  # could not run
 
 
 def show(

@@ -137,7 +137,7 @@ def real() -> None:
 def main() -> int:
     """Run all."""
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    requests = int(sys.argv[2]) if len(sys.argv) > 2 else 20000  # noqa: PLR2004
+    requests = int(sys.argv[2]) if len(sys.argv) > 2 else 20000  # noqa: PLR2004  # the second argument
     ok = known(seeds, requests)
     ok &= client(max(1, seeds // 4))
     say("")

@@ -113,7 +113,7 @@ class _Remote:
         self._addresses: dict[str, tuple[str, float]] = {}
 
     def address(self, path: str) -> str:
-        """Where a file is asked for."""
+        """Where a file is asked for: each kind of source says it."""
         raise NotImplementedError
 
     def read(self, file: File, offset: int, length: int) -> Iterator[bytes]:
