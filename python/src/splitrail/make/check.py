@@ -11,13 +11,16 @@ from rich.console import Console
 
 from splitrail.make.steps import Step, Steps, clock, show_log
 
+# More workers than this only wait for each other's Ansible runs and simulated hosts.
+_SPREAD = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal")
+
 
 def steps(root: Path) -> list[Step]:
     """The checks, the longest first: they run side by side."""
     python = root / "python"
     # Specs equal to defaults and the syntax of every playbook with every inventory are unit tests too.
     return [
-        Step("unit-tests", ["pytest", "-m", "not lab and not site"], python),
+        Step("unit-tests", ["pytest", "-m", "not lab and not site", *_SPREAD], python),
         Step("ansible-lint", ["ansible-lint", "--nocolor"], root),
         Step("mypy", ["mypy"], python),
         Step("yamllint", ["yamllint", "--strict", "."], root),
