@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,6 +55,13 @@ def test_what_runs_is_the_last_good_config(head: Host) -> None:
     kept = json.loads(head.file(CURRENT).content_string)
     running = json.loads(head.check_output("python3 -c %s", RUNNING))
     assert running == {app["name"]: app for app in kept["applications"]}
+
+
+def test_every_replica_had_answered_when_the_deploy_ended(
+    head: Host, verdicts: Callable[[str, Host], dict[str, Any]]
+) -> None:
+    found = {one["name"]: one["measured"] for one in verdicts("serve", head)["checks"] if one["ok"]}
+    assert found["serve.warm"] == "3 of 3 replicas have answered"
 
 
 def test_the_application_comes_back_with_ray(head: Host) -> None:
