@@ -187,6 +187,15 @@ def test_engines_that_cannot_change_their_roles_are_refused(
         parse(changed(elastic, place, value))
 
 
+@pytest.mark.parametrize("pool", ["prefill", "decode", "aggregated"])
+def test_a_spare_engine_that_serve_would_use_is_refused(raw: Raw, pool: str) -> None:
+    pools = {**raw["pools"], pool: {"replicas": 1, "spare": 1}}
+    with pytest.raises(
+        TopologyError, match=f"pools.{pool}.spare 1: .* raise replicas, or serve in mode elastic"
+    ):
+        parse(raw | {"pools": pools})
+
+
 def test_a_ratio_without_elastic_engines_is_refused(raw: Raw) -> None:
     with pytest.raises(TopologyError, match="ratio: engines change their roles in mode elastic alone"):
         parse(raw | {"ratio": {"prefill": 1, "decode": 2}})

@@ -68,8 +68,10 @@ def test_it_renders_what_its_name_says(name: str, release: str) -> None:
         (override,) = application["deployments"]
         roles = override["user_config"]
         assert override["name"] == "ElasticIngress"
-        assert sum(roles[role] for role in ("prefill", "decode")) in (0, counts["elastic"])
-        counts = {"aggregated": counts["elastic"]} if not roles["prefill"] else roles
+        engines = counts["elastic"] - roles.get("spare", 0)
+        assert roles.get("spare", 0) == name.endswith("-spare")
+        assert sum(roles[role] for role in ("prefill", "decode")) in (0, engines)
+        counts = {"aggregated": engines} if not roles["prefill"] else roles
     assert said == (
         f"{counts['aggregated']}agg" if "aggregated" in counts else f"{counts['prefill']}p{counts['decode']}d"
     )
@@ -286,6 +288,14 @@ def test_what_may_change_while_it_serves_is_not_among_the_arguments() -> None:
         {"prefill": 1, "decode": 2, "aggregated_below_osl": 0},
         {"prefill": 2, "decode": 1, "aggregated_below_osl": 0},
     ]
+
+
+def test_a_spare_engine_is_one_more_and_must_fit() -> None:
+    raw, room = load("lab-elastic-1p2d-spare", TOPOLOGIES), {"one": {"GPU": 4}}
+    served = serving(raw, site("cpu", nodes=room))
+    assert served["roles"] == {"prefill": 1, "decode": 2, "aggregated_below_osl": 0, "spare": 1}
+    with pytest.raises(TopologyError, match=r"4 times 1 GPU .* room for 3; lower replicas or spare"):
+        serving(raw, site("cpu", nodes={"one": {"GPU": 3}}))
 
 
 def test_short_answers_may_stay_where_their_prompt_is() -> None:

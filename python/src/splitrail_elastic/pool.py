@@ -32,31 +32,37 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many engines do what; 0 and 0: every engine does both.
+    """How many engines do what; 0 prefill and 0 decode: every engine does both.
 
+    ``spare``: engines, the last ones, that are up and get no request until another one is not.
     ``aggregated_below_osl``: answers of at most so many tokens are not handed off, 0 for none.
     """
 
     prefill: int = 0
     decode: int = 0
     aggregated_below_osl: int = 0
+    spare: int = 0
 
     @classmethod
     def read(cls, config: Mapping[str, Any], engines: int) -> Ratio:
         """The ratio of a Serve ``user_config``. Raises ValueError naming the key and what would be right."""
-        known = {"prefill", "decode", "aggregated_below_osl"}
+        known = {"prefill", "decode", "aggregated_below_osl", "spare"}
         if strange := sorted(set(config) - known):
             raise ValueError(f"user_config.{strange[0]} is unknown: it has {', '.join(sorted(known))}")
         for key, value in config.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"user_config.{key} is {value!r}: write a whole number, 0 or more")
         ratio = cls(**config)
+        if ratio.spare >= engines:
+            raise ValueError(f"user_config.spare is {ratio.spare} of {engines} engines: one must serve")
         if (ratio.prefill, ratio.decode) == (0, 0):
             return ratio
-        if not ratio.prefill or not ratio.decode or ratio.prefill + ratio.decode != engines:
+        total = ratio.prefill + ratio.decode + ratio.spare
+        if not ratio.prefill or not ratio.decode or total != engines:
             raise ValueError(
-                f"user_config has {ratio.prefill} prefill and {ratio.decode} decode: each needs one at "
-                f"least, and together they must be the {engines} engines; 0 and 0 makes all do both"
+                f"user_config has {ratio.prefill} prefill, {ratio.decode} decode and {ratio.spare} spare: of "
+                f"the first two each needs one at least, and together they must be the {engines} engines; "
+                "prefill 0 and decode 0 makes all but the spare ones do both"
             )
         return ratio
 
@@ -108,7 +114,8 @@ def least_busy(engines: list[Engine]) -> Engine:
 class Pool:
     """All engines in their order, and the ratio.
 
-    The first engines of that order prefill, the rest decode, so a change of the ratio moves as few as it can.
+    The first engines of that order prefill, the next decode, and the last are spare, so a change of the ratio
+    moves as few as it can.
     """
 
     def __init__(self, backends: Mapping[str, Backend]) -> None:
@@ -117,10 +124,13 @@ class Pool:
         self.ratio = Ratio()
 
     def role(self, engine: Engine) -> str:
-        """``prefill``, ``decode`` or ``aggregated``."""
+        """``prefill``, ``decode``, ``aggregated`` or ``spare``."""
+        place = self.engines.index(engine)
+        if place >= len(self.engines) - self.ratio.spare:
+            return "spare"
         if not self.ratio.prefill:
             return "aggregated"
-        return "prefill" if self.engines.index(engine) < self.ratio.prefill else "decode"
+        return "prefill" if place < self.ratio.prefill else "decode"
 
     def for_prompt(self, whole: bool) -> Engine | None:
         """The engine that computes a prompt for another one, None where the request is not handed off.
@@ -146,7 +156,18 @@ class Pool:
         asked = asked or [engine for engine in self.engines if not engine.gone.is_set()]
         if not asked:
             raise NoEngine("no engine is up")
-        found: dict[str, list[Engine]] = {"prefill": [], "decode": [], "aggregated": []}
+        found: dict[str, list[Engine]] = {"prefill": [], "decode": [], "aggregated": [], "spare": []}
         for engine in asked:
             found[self.role(engine)].append(engine)
+        self._stand_in(found)
         return found
+
+    def _stand_in(self, found: dict[str, list[Engine]]) -> None:
+        """Give spare engines the roles of those that are not up, for as long as they are not."""
+        whole = len(self.engines) - self.ratio.spare if not self.ratio.prefill else 0
+        wanted = {"prefill": self.ratio.prefill, "decode": self.ratio.decode, "aggregated": whole}
+        for engine in found.pop("spare"):
+            short = [role for role, count in wanted.items() if len(found[role]) < count]
+            if short:
+                # A role that nobody has comes before one that lacks one of several.
+                found[min(short, key=lambda role: len(found[role]))].append(engine)

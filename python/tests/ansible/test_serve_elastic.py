@@ -18,7 +18,7 @@ from .fake_serve import Params, Serve, running
 Json = dict[str, Any]
 
 
-def config(prefill: int = 1, decode: int = 2, engines: int = 3) -> Json:
+def config(prefill: int = 1, decode: int = 2, engines: int = 3, spare: int | None = None) -> Json:
     """A Serve config of elastic engines, as far as the modules look into it."""
     one = {
         "placement_group_config": {"bundles": [{"CPU": 0.5, "engine": 1}]},
@@ -27,6 +27,7 @@ def config(prefill: int = 1, decode: int = 2, engines: int = 3) -> Json:
         "engine_kwargs": {"tensor_parallel_size": 1},
     }
     roles = {"prefill": prefill, "decode": decode, "aggregated_below_osl": 8}
+    roles |= {} if spare is None else {"spare": spare}
     application = {
         "name": "llm-a",
         "route_prefix": "/a",
@@ -138,6 +139,18 @@ def test_a_ratio_that_cannot_be_is_refused_before_anything_is_sent(
     with pytest.raises(DeployError, match=says):
         bench.scaled(wanted)
     assert "PUT" not in bench.serve.calls
+
+
+def test_what_a_ratio_leaves_over_is_spare_where_the_topology_keeps_engines_back(bench: Bench) -> None:
+    bench.serving(engines=4, spare=1)
+    bench.scaled({"prefill": 2, "decode": 2})
+    assert bench.roles == {"prefill": 2, "decode": 2, "aggregated_below_osl": 8, "spare": 0}
+    bench.scaled({"prefill": 1, "decode": 1})
+    assert bench.roles["spare"] == 2
+    bench.scaled({"aggregated": 3})
+    assert (bench.roles["prefill"], bench.roles["decode"], bench.roles["spare"]) == (0, 0, 1)
+    with pytest.raises(DeployError, match=r"has 4 elastic engines and .* speaks of 5: write no more than"):
+        bench.scaled({"prefill": 2, "decode": 3})
 
 
 def test_a_ratio_that_does_not_come_into_effect_is_taken_back(bench: Bench) -> None:

@@ -287,6 +287,79 @@ def test_a_slow_engine_is_spared_and_not_given_up() -> None:
     run(test())
 
 
+WITH_SPARE = {"prefill": 1, "decode": 2, "spare": 1}
+
+
+def test_a_spare_engine_is_warm_and_gets_no_request_until_the_ratio_asks_for_it() -> None:
+    async def test() -> None:
+        async with World(4, WITH_SPARE) as world:
+            spare = world.pool.engines[3]
+            assert (world.pool.role(spare), spare.up, spare.last > 0) == ("spare", True, True)
+            for _ in range(6):
+                assert await world.ask() == ANSWER
+            assert world.asked() == {"e0": 6, "e1": 3, "e2": 3, "e3": 0}
+            world.dispatcher.configure({"prefill": 2, "decode": 2, "spare": 0})
+            for _ in range(2):
+                assert await world.ask() == ANSWER
+            assert world.asked()["e3"] > 0
+
+    run(test())
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_spare_engine_stands_in_for_a_dead_one_until_that_is_back(dead: int) -> None:
+    async def test() -> None:
+        async with World(4, WITH_SPARE) as world:
+            died = world.engines[f"e{dead}"]
+            died.die()
+            while world.pool.engines[dead].up:
+                await asyncio.sleep(0.001)
+            for _ in range(4):
+                assert await world.ask() == ANSWER
+            # All of what a prefill engine gets, half of what one of two decode engines does.
+            assert len(world.engines["e3"].asked) == {0: 4, 1: 2}[dead]
+            assert world.counts == {"handed_off": 4}
+            died.alive.set()
+            while not world.pool.engines[dead].up:
+                await asyncio.sleep(0.001)
+            before = len(world.engines["e3"].asked)
+            for _ in range(4):
+                assert await world.ask() == ANSWER
+            assert len(world.engines["e3"].asked) == before
+
+    run(test())
+
+
+def test_a_spare_engine_takes_the_role_that_nobody_has() -> None:
+    async def test() -> None:
+        async with World(5, {"prefill": 1, "decode": 3, "spare": 1}) as world:
+            for number in (0, 1):
+                world.engines[f"e{number}"].die()
+            while any(world.pool.engines[number].up for number in (0, 1)):
+                await asyncio.sleep(0.001)
+            assert await world.ask() == ANSWER
+            assert world.counts == {"handed_off": 1}
+            assert world.engines["e4"].asked[0]["kv_transfer_params"]["do_remote_decode"] is True
+
+    run(test())
+
+
+def test_of_engines_that_do_both_a_spare_one_stands_in_too() -> None:
+    async def test() -> None:
+        async with World(3, {"spare": 1}) as world:
+            for _ in range(4):
+                await world.ask()
+            assert world.asked() == {"e0": 2, "e1": 2, "e2": 0}
+            world.engines["e0"].die()
+            while world.pool.engines[0].up:
+                await asyncio.sleep(0.001)
+            for _ in range(4):
+                assert await world.ask() == ANSWER
+            assert world.asked()["e2"] == 2
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
@@ -294,6 +367,8 @@ def test_a_slow_engine_is_spared_and_not_given_up() -> None:
         ({"prefill": 3, "decode": 0}, "each needs one at least"),
         ({"prefill": 4, "decode": -1}, "user_config.decode is -1"),
         ({"prefill": "1", "decode": 2}, "user_config.prefill is '1'"),
+        ({"prefill": 1, "decode": 2, "spare": 1}, "2 decode and 1 spare: .* must be the 3 engines"),
+        ({"spare": 3}, "user_config.spare is 3 of 3 engines: one must serve"),
         ({"prefil": 1, "decode": 2}, "user_config.prefil is unknown"),
     ],
 )

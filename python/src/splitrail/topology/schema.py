@@ -55,11 +55,13 @@ class Pool(Strict):
     """Engines of one kind.
 
     An engine has ``tensor_parallel_size`` x ``data_parallel_size`` ranks, one GPU each; a replica is a whole
-    engine. ``engine`` holds vLLM engine arguments on top of the topology's; ``env`` the environment of these
+    engine. ``spare``: engines besides, warm, that get no requests until another one dies or a ratio asks for
+    them. ``engine`` holds vLLM engine arguments on top of the topology's; ``env`` the environment of these
     alone.
     """
 
     replicas: int = Field(ge=1)
+    spare: int = Field(default=0, ge=0)
     tensor_parallel_size: int = Field(default=1, ge=1)
     data_parallel_size: int = Field(default=1, ge=1)
     max_ongoing_requests: int = Field(default=1000, ge=1)
@@ -130,6 +132,7 @@ class Topology(Strict):
             *self._kv_mismatches(),
             *self._kv_roles(),
             *self._elastic(),
+            *self._spares(),
         ]
         if faults:
             raise ValueError("; ".join(faults))
@@ -205,6 +208,16 @@ class Topology(Strict):
                 "kv_transfer.role kv_both: MoRIIO tells a producer from a consumer by its role alone; "
                 "write split"
             )
+
+    def _spares(self) -> Iterator[str]:
+        """Spare engines where nothing can keep requests from them."""
+        for name, pool in self.pools:
+            if pool is not None and pool.spare and name != "elastic":
+                yield (
+                    f"pools.{name}.spare {pool.spare}: Ray Serve sends requests to every replica that "
+                    "runs, so a spare one would only be a larger pool; raise replicas, or serve in mode "
+                    "elastic, whose ingress keeps engines back"
+                )
 
     def _elastic(self) -> Iterator[str]:
         """What keeps engines from changing their roles."""

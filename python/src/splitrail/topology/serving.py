@@ -50,9 +50,14 @@ def serving(raw: object, site: Site, *, mode: str | None = None) -> dict[str, An
 
 
 def roles(topology: Topology) -> dict[str, int]:
-    """Who does what in mode ``elastic``; 0 prefill and 0 decode engines: each does both."""
+    """Who does what in mode ``elastic``; 0 prefill and 0 decode engines: each does both.
+
+    ``spare`` stands there only where the topology keeps engines back: a ratio may then leave some over.
+    """
     said = topology.ratio.model_dump() if isinstance(topology.ratio, Ratio) else {"prefill": 0, "decode": 0}
-    return {**said, "aggregated_below_osl": topology.aggregated_below_osl}
+    pool = topology.pools.elastic
+    spare = {"spare": pool.spare} if pool and pool.spare else {}
+    return {**said, "aggregated_below_osl": topology.aggregated_below_osl, **spare}
 
 
 def _with_defaults(topology: Topology, site: Site) -> Topology:

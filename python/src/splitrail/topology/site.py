@@ -220,12 +220,13 @@ def _places(topology: Topology, site: Site) -> Iterator[str]:
                 "and tensor parallel ranks exchange every layer, so they share a node; lower it"
             )
             continue
-        wanted = pool.replicas * pool.data_parallel_size
+        wanted = (pool.replicas + pool.spare) * pool.data_parallel_size
         placed = sum(_take(free, group) for _ in range(wanted))
         if placed < wanted:
+            less = "replicas or spare" if pool.spare else "replicas"
             yield (
                 f"pools.{name}: {wanted} times {said} {'are' if wanted > 1 else 'is'} asked for and the "
-                f"nodes have room for {placed}; lower replicas, or move or add nodes of that pool"
+                f"nodes have room for {placed}; lower {less}, or move or add nodes of that pool"
             )
 
 

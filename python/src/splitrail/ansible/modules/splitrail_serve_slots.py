@@ -211,15 +211,23 @@ class Slots:
                 f"{self.live['name']} has elastic engines: {json.dumps(wanted)} cannot be their ratio; write "
                 "prefill and decode, one or more of each, or aggregated"
             )
-        if sum(wanted.values()) != count:
-            raise DeployError(
-                f"{self.live['name']} has {count} elastic engines and {json.dumps(wanted)} speaks of "
-                f"{sum(wanted.values())}: each needs a role, so the sum must be the same"
-            )
-        roles = {role: wanted.get(role, 0) for role in ("prefill", "decode")}
         said = {d["name"]: d["user_config"] for d in self.live.get("deployments", [])}.get(
             ELASTIC_INGRESS, {}
         )
+        spare = count - sum(wanted.values())
+        if spare < 0 or (spare and "spare" not in said):
+            raise DeployError(
+                f"{self.live['name']} has {count} elastic engines and {json.dumps(wanted)} speaks of "
+                f"{sum(wanted.values())}: "
+                + (
+                    "write no more than there are"
+                    if "spare" in said
+                    else "each needs a role, so the sum must be the same"
+                )
+            )
+        roles = {role: wanted.get(role, 0) for role in ("prefill", "decode")}
+        # Where the topology keeps engines back, those that the ratio leaves over are spare.
+        roles |= {"spare": spare} if "spare" in said else {}
         if {**said, **roles} == said:
             return {"changed": False}
         before = self.actors()

@@ -252,14 +252,15 @@ def main() -> None:
         module.exit_json(changed=predicted(warmth), sent=0, slowest_s=0.0, seconds=0.0)
     if warmth is None:
         module.fail_json(msg=f"{want['last_good']}: nothing is served yet; run `splitrail serve` first")
-    checks = [warmth.finding(warmth.reach())]
-    module.exit_json(
-        changed=warmth.sent > 0,
-        checks=checks,
-        sent=warmth.sent,
-        slowest_s=round(max(warmth.seconds, default=0.0), 2),
-        seconds=round(time.monotonic() - began, 1),
-    )
+    else:
+        checks = [warmth.finding(warmth.reach())]
+        module.exit_json(
+            changed=warmth.sent > 0,
+            checks=checks,
+            sent=warmth.sent,
+            slowest_s=round(max(warmth.seconds, default=0.0), 2),
+            seconds=round(time.monotonic() - began, 1),
+        )
 
 
 if __name__ == "__main__":
