@@ -16,6 +16,7 @@ FILES = {
     **{f"amd-smi {name}": f"amd-smi-{name}.json" for name in ("list", "static", "metric", "firmware")},
     "amd-smi bad-pages": "amd-smi-bad-pages.json",
     "amd-smi topology": "amd-smi-topology.json",
+    "rocm-smi": "rocm-smi-showtopo.txt",
     "rocminfo": "rocminfo.txt",
     "rvs": "rvs-gst.txt",
     "TransferBench a2a": "transferbench-a2a.txt",

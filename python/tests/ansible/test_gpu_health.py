@@ -156,6 +156,7 @@ def test_no_gpu_at_all(root: Path, answers: Tools) -> None:
     for question in ("list", "static", "metric", "firmware", "bad-pages", "topology"):
         answers.texts[f"amd-smi {question}"] = text
     answers.texts["rocminfo"] = "ROCk module is NOT loaded, possibly no GPU devices\n"
+    answers.failures["rocm-smi"] = Failed("rocm-smi --showtopo ended with code 2: Driver not initialized")
     found = failed(root, answers)
     assert found[0] == ("count", "PCI bus", "0 x 1002:74a5")
     assert found[1] == ("driver", "amdgpu", "loaded, with no GPU")
@@ -275,12 +276,77 @@ def test_an_unwrapped_answer_is_an_answer() -> None:
     assert tools.smi(json.dumps(document)) == document
 
 
-@pytest.mark.parametrize("question", ["list", "static", "metric", "firmware", "bad-pages", "topology"])
+@pytest.mark.parametrize("question", ["list", "static", "metric", "firmware", "bad-pages"])
 def test_a_tool_that_fails_is_a_finding(root: Path, answers: Tools, question: str) -> None:
     answers.failures[f"amd-smi {question}"] = Failed("amd-smi did not end within 60 s")
     found = failed(root, answers)
     assert found
     assert {measured for _, _, measured in found} == {"could not be checked: amd-smi did not end within 60 s"}
+
+
+# rocm-smi, where amd-smi does not tell of the links
+
+BETWEEN_2_AND_5 = {
+    "Weight": ("GPU2   15           15           0            15           15           15 ",
+               "GPU2   15           15           0            15           15           40 "),
+    "Link Type": ("GPU2   XGMI         XGMI         0            XGMI         XGMI         XGMI",
+                  "GPU2   XGMI         XGMI         0            XGMI         XGMI         PCIE"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured"),
+    [
+        ([], None),
+        (["Weight", "Link Type"], "55 of 56 ways; 2-5 PCIE weight 40"),
+        # A detour over another GPU.
+        (["Weight"], "55 of 56 ways; 2-5 XGMI weight 40"),
+    ],
+)
+def test_rocm_smi_tells_of_the_links_too(
+    root: Path, answers: Tools, changes: list[str], measured: str | None
+) -> None:
+    answers.failures["amd-smi topology"] = Failed("amd-smi topology ended with code 255")
+    for change in changes:
+        answers.replace("rocm-smi", *BETWEEN_2_AND_5[change])
+    assert failed(root, answers) == ([("xgmi", "full mesh", measured)] if measured else [])
+
+
+def test_rocm_smi_is_asked_only_where_amd_smi_has_no_answer(root: Path, answers: Tools) -> None:
+    look(root, answers)
+    assert ["rocm-smi", "--showtopo"] not in answers.asked
+
+
+def test_rocm_smi_sees_a_gpu_less(root: Path, answers: Tools) -> None:
+    answers.failures["amd-smi topology"] = Failed("amd-smi topology ended with code 255")
+    lines = recorded("rocm-smi").splitlines()
+    # The last column and row of each table.
+    answers.texts["rocm-smi"] = "".join(
+        (line[:98].rstrip() if line.startswith(("GPU", "       ")) and "[" not in line else line) + "\n"
+        for line in lines
+        if not line.startswith("GPU7 ")
+    )
+    assert failed(root, answers) == [("xgmi", "full mesh", "42 of 56 ways")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("================================== End of ROCm SMI Log", "", "rocm-smi stopped half-way: "),
+        ("Hops between", "Steps between", "table of Hops between two GPUs is not whole"),
+        ("GPU3   XGMI         XGMI ", "GPU3   XGMI ", "table of Link Type between two GPUs is not whole"),
+        ("GPU6   15  ", "GPU9   15  ", "table of Weight between two GPUs is not whole"),
+    ],
+)
+def test_an_answer_of_rocm_smi_that_is_not_whole(
+    root: Path, answers: Tools, old: str, new: str, says: str
+) -> None:
+    answers.failures["amd-smi topology"] = Failed("amd-smi topology ended with code 255")
+    answers.replace("rocm-smi", old, new)
+    ((name, subject, measured),) = failed(root, answers)
+    assert (name, subject) == ("xgmi", "amd-smi topology")
+    assert measured.startswith("could not be checked: amd-smi topology ended with code 255; ")
+    assert says in measured
 
 
 # Running a tool

@@ -122,6 +122,41 @@ def bad_pages(entry: dict[str, Any]) -> list[str]:
     return found
 
 
+# rocm-smi
+
+_TABLES = {"weight": "Weight", "num_hops": "Hops", "link_type": "Link Type"}
+
+
+def rocm_smi_topology(text: str) -> list[dict[str, Any]]:
+    """The links in an answer of ``rocm-smi --showtopo``, in the form of ``amd-smi topology --json``.
+
+    Three tables of rows and columns by GPU; what stands for a GPU and itself is left out. It tells nothing of
+    a link's state. Raises ValueError where a table is missing or not whole.
+    """
+    if "End of ROCm SMI Log" not in text:
+        last = text.strip().splitlines()[-1:] or ["nothing"]
+        raise ValueError(f"rocm-smi stopped half-way: {last[0][:200]}")
+    links: dict[int, dict[int, dict[str, Any]]] = {}
+    for key, title in _TABLES.items():
+        table = re.search(rf"^=+ {title} between two GPUs =+\n((?: *GPU.*\n)+)", text, re.MULTILINE)
+        columns, *rows = [line.split() for line in table[1].splitlines()] if table else [[]]
+        if (
+            not rows
+            or [row[0] for row in rows] != columns
+            or {len(row) for row in rows} != {len(columns) + 1}
+        ):
+            raise ValueError(f"rocm-smi's table of {title} between two GPUs is not whole")
+        for name, *values in rows:
+            of = links.setdefault(int(name.removeprefix("GPU")), {})
+            for column, value in zip(columns, values, strict=True):
+                other = of.setdefault(int(column.removeprefix("GPU")), {})
+                other[key] = int(value) if value.isdigit() else value
+    return [
+        {"gpu": gpu, "links": [{"gpu": other, **link} for other, link in of.items() if other != gpu]}
+        for gpu, of in links.items()
+    ]
+
+
 # rocminfo
 
 

@@ -18,8 +18,8 @@ DOCUMENTATION = r"""
 module: splitrail_gpu_health
 short_description: Check the AMD GPUs of a node
 description:
-  - Reads sysfs, amd-smi and rocminfo, and compares number, model, memory, links and error counters with
-    what is declared. Changes nothing.
+  - Reads sysfs, amd-smi (of the links rocm-smi, where amd-smi has no answer) and rocminfo, and compares
+    number, model, memory, links and error counters with what is declared. Changes nothing.
   - A tool that is missing, hangs, fails or answers with something else is a finding. So is a value that
     amd-smi calls N/A, which is what it does of a GPU that is being reset.
 options:
@@ -65,6 +65,16 @@ class Node:
                 self.answers[question] = tools.smi(self.tool("amd-smi", question, "--json"))
             except (tools.Failed, ValueError) as why:
                 self.silent[question] = str(why)
+        if "topology" in self.silent:
+            self._ask_rocm_smi()
+
+    def _ask_rocm_smi(self) -> None:
+        """The older tool tells of the links too; where it has no answer either, both reasons are told."""
+        try:
+            self.answers["topology"] = tools.rocm_smi_topology(self.tool("rocm-smi", "--showtopo"))
+            del self.silent["topology"]
+        except (tools.Failed, ValueError) as why:
+            self.silent["topology"] += f"; {why}"
 
     def tool(self, *argv: str) -> str:
         """What a tool prints. Raises Failed."""
