@@ -7,12 +7,16 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+from splitrail.bench import cli, cluster
 from splitrail.bench.mock import Mock, listen
+from splitrail.bench.vllm_serve import VllmServe
 from splitrail.cli import app
+from splitrail.run.execute import INTERRUPTED, OK
 from splitrail.workload import load_curves
 
 
@@ -124,6 +128,27 @@ def test_an_endpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert code == 2
     assert "answers no request" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("when", ["deploying", "measuring"])
+def test_an_interrupted_matrix_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def execute(*_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(code=INTERRUPTED if when == "deploying" else OK)
+
+    def offer(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(Path(__file__).parents[3])
+    monkeypatch.setattr(cluster, "read", lambda _: cluster.Cluster("lab", "lab-1p1d", "tcp"))
+    monkeypatch.setattr(cli, "execute", execute)
+    monkeypatch.setattr(VllmServe, "__call__", offer)
+    plan = tmp_path / "plan.yml"
+    plan.write_text("topologies: [lab-1p1d]\nworkloads: [lab]\n")
+    code, said = run("matrix", str(plan), "-o", str(tmp_path / "out"), "--waive", "nothing is measured here")
+    assert code == INTERRUPTED, said
+    assert "run it again to go on" in said
 
 
 def test_a_log_becomes_a_workload(tmp_path: Path) -> None:

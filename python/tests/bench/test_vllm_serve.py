@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ WORK = Workload(isl=Lengths(mean=300), osl=Lengths(mean=8), hit_rate=0.5)
 # Stands in for vllm.benchmarks.serve: reads the trace as the data set timed_trace does; each request took
 # 10 ms to its first token and 50 to its last, and most were sent 2 ms late.
 VLLM = """
-import json, os
+import json, os, time
 def add_cli_args(parser):
     datasets = ["random"] if "{mode}" == "old" else ["random", "timed_trace"]
     parser.add_argument("--dataset-name", choices=datasets)
@@ -38,6 +40,9 @@ def add_cli_args(parser):
 def main(args):
     if "{mode}" == "broken":
         raise SystemExit("out of memory")
+    if "{mode}" == "slow":
+        open(args.result_dir + "/../began", "w").write(str(os.getpid()))
+        time.sleep(60)
     lines = [json.loads(line) for line in open(args.dataset_path)]
     assert args.save_result and args.save_detailed and len(lines) == args.num_prompts
     block = args.timed_trace_chunk_hash_size
@@ -62,20 +67,26 @@ def job(processes: int = 1) -> dict[str, Any]:
     return {**generator.job(draw(WORK, 4.0, 10, 0)), "model": "m"}
 
 
-def offered(tmp_path: Path, mode: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    package = tmp_path / "vllm/benchmarks"
+def begin(tmp_path: Path, mode: str) -> subprocess.Popen[str]:
+    """The program with its stand-in for vLLM; it waits for its job."""
+    package = tmp_path / mode / "vllm/benchmarks"
     package.mkdir(parents=True)
     (package / "serve.py").write_text(VLLM.format(mode=mode))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, inside.__file__],
-        input=json.dumps(asked),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        env=environment,
-        check=False,
+        # Where the lock is, which no other test is to take.
+        env={**os.environ, "PYTHONPATH": str(tmp_path / mode), "TMPDIR": str(tmp_path)},
     )
-    return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+
+def offered(tmp_path: Path, mode: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    with begin(tmp_path, mode) as running:
+        out, _ = running.communicate(json.dumps(asked), timeout=60)
+        return running.returncode, json.loads(out.splitlines()[-1])
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -102,6 +113,24 @@ def test_a_generator_that_fails_says_why(tmp_path: Path) -> None:
     code, found = offered(tmp_path, "broken", job())
     assert code == 2
     assert "out of memory" in found["error"]
+
+
+def test_a_job_ends_the_one_that_an_interrupted_controller_left(tmp_path: Path) -> None:
+    left = begin(tmp_path, "slow")
+    with left:
+        assert left.stdin
+        left.stdin.write(json.dumps(job()))
+        left.stdin.close()
+        deadline = time.monotonic() + 30
+        while not (began := tmp_path / "began").exists() or not began.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        code, found = offered(tmp_path, "good", job())
+        assert (code, len(found["shards"])) == (0, 1)
+        assert left.wait(timeout=10) == -signal.SIGKILL
+        # And its load generator with it; what is dead and not yet waited for has no command line.
+        command = Path("/proc", began.read_text(), "cmdline")
+        assert not command.exists() or not command.read_bytes()
 
 
 def test_the_job_holds_prompts_as_blocks_that_are_served_once_before() -> None:

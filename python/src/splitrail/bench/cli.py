@@ -28,7 +28,7 @@ from splitrail.bench.workloads import Load, by_name, drawn, of_trace
 from splitrail.plan.cli import find_model
 from splitrail.project import Project, ProjectError
 from splitrail.proof import ProofError, check_reason
-from splitrail.run.execute import OK, execute
+from splitrail.run.execute import INTERRUPTED, OK, execute
 from splitrail.run.playbook import CannotRun, Options
 from splitrail.verdict import write_json
 from splitrail.workload import (
@@ -238,6 +238,8 @@ def matrix_command(
         def deploy(served: Served) -> None:
             told = Options(inventory=options.inventory, extra_vars=extra(served))
             report = execute(project, "serve", "playbooks/serve.yml", told, resume=False, console=console)
+            if report.code == INTERRUPTED:
+                raise KeyboardInterrupt
             if report.code != OK:
                 raise WorkloadError(f"{served.topology} could not be served: see {report.folder}")
 
@@ -254,7 +256,12 @@ def matrix_command(
             lambda line: console.print(Text(line), soft_wrap=True),
             source=f"splitrail bench matrix {plan_file.name} on {known.name}",
         )
-        found = matrix.run()
+        try:
+            found = matrix.run()
+        except KeyboardInterrupt as error:
+            kept = f"interrupted; what was measured is in {state.folder}: run it again to go on"
+            console.print(Text(kept), soft_wrap=True)
+            raise typer.Exit(INTERRUPTED) from error
     except _ERRORS as error:
         raise _could_not_run(error, as_json=as_json) from error
     console.print(Text(f"written: {state.folder / 'curves.json'}"), soft_wrap=True)

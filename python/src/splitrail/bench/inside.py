@@ -10,12 +10,18 @@ The job: {"url", "model", "key", "block", "salt", "vocabulary": [first, last], "
 vLLM's data set `timed_trace` takes everything from a file: when to send, how long prompt and answer are, and
 the names of the prompt's blocks. It wants a tokenizer to draw tokens from, and gets one that is made here of
 ordinary token ids: so the model's own need not be on this host.
+
+One job at a time: a controller that is interrupted leaves its job running here, and its traffic would be
+measured with the next one's. So a job that begins ends the one before it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +38,9 @@ SERVE = (
 )
 # vllm's own imports take long on a small machine.
 START_S = 300.0
+# Held by the job that runs, with the id of its process group.
+LOCK = Path(tempfile.gettempdir()) / "splitrail-bench.lock"
+END_S = 30.0
 
 
 def tokenizer(folder: Path, first: int, last: int) -> None:
@@ -164,10 +173,41 @@ def reason(log: str, code: int) -> str:
     return f"vllm bench serve ended with code {code}:\n{log[-1500:]}"
 
 
+def alone() -> Any:
+    """End the job that still runs, and keep others off while the file returned is open.
+
+    Raises RuntimeError where it does not end.
+    """
+    # Its processes have its group, so that they end together; a session's leader has its own already.
+    if os.getpgrp() != os.getpid():
+        os.setpgrp()
+    held = LOCK.open("a+")
+    deadline = time.monotonic() + END_S
+    while True:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            held.seek(0)
+            group = held.read().strip()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the job before, process group {group}, does not end: kill it") from error
+            # Only while the lock is held: the number is of no other process then.
+            if group.isdigit():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int(group), signal.SIGKILL)
+            time.sleep(0.2)
+    held.truncate(0)
+    held.write(str(os.getpgrp()))
+    held.flush()
+    return held
+
+
 def main() -> int:
     """Entry point."""
     try:
-        document, code = run(json.load(sys.stdin)), 0
+        with alone():
+            document, code = run(json.load(sys.stdin)), 0
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         document, code = {"error": f"{type(error).__name__}: {error}"}, 2
     sys.stdout.write(json.dumps(document) + "\n")
