@@ -15,6 +15,7 @@ from rich.text import Text
 
 from splitrail.bench.cli import app as bench_app
 from splitrail.bundle.cli import app as bundle_app
+from splitrail.daytwo.cli import quarantine_app
 from splitrail.discover_cli import discover
 from splitrail.fabric.cli import app as fabric_app
 from splitrail.inventory.cli import app as inventory_app
@@ -53,6 +54,7 @@ for _command in (rollback, rebalance, diff):
     app.command()(_command)
 app.add_typer(inventory_app, name="inventory")
 app.add_typer(runs_app, name="runs")
+app.add_typer(quarantine_app, name="quarantine")
 app.command()(discover)
 
 Inventory = Annotated[
@@ -120,7 +122,9 @@ def _verb_command(verb: str, playbook: str) -> Callable[..., None]:
                 check=check,
                 verbosity=verbose,
             )
-            report = execute(project, verb, playbook, options, resume=resume, console=console)
+            report = execute(
+                project, verb, playbook, options, resume=resume, console=console, go_on=verb == "up"
+            )
         except (CannotRun, ProjectError) as error:
             raise _could_not_run(verb, error, as_json=as_json) from error
         summarize(report, console)

@@ -22,19 +22,20 @@ def require(project: Project, inventory: str, extra_vars: Iterable[str] = ()) ->
     if not applies(project):
         return
     try:
-        check(project, inventory, _given(extra_vars))
+        check(project, inventory, given(extra_vars))
     except InventoryError as error:
         raise CannotRun(f"no host was contacted, the inventory must be corrected first:\n{error}") from error
 
 
-def _given(extra_vars: Iterable[str]) -> dict[str, Any]:
+def given(extra_vars: Iterable[str]) -> dict[str, Any]:
+    """The variables of ``-e``, as far as they can be read here. Raises CannotRun for malformed ones."""
     found: dict[str, Any] = {}
-    for given in extra_vars:
-        if not given.startswith("@"):
-            found |= parse_extra_vars(given)
+    for one in extra_vars:
+        if not one.startswith("@"):
+            found |= parse_extra_vars(one)
             continue
         try:
-            values = yaml.safe_load(Path(given[1:]).expanduser().read_text(encoding="utf-8"))
+            values = yaml.safe_load(Path(one[1:]).expanduser().read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             continue
         if isinstance(values, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,17 @@ _HOST = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$")
 _GROUPS = ("head", "workers", "nodes", "prefill", "decode")
 
 
-def check(project: Project, source: str, extra: Mapping[str, Any] | None = None) -> Inventory:
+def check(
+    project: Project,
+    source: str,
+    extra: Mapping[str, Any] | None = None,
+    without: Collection[str] = (),
+) -> Inventory:
     """Read an inventory and raise InventoryError with everything that is wrong with it.
 
     ``source``: a file or folder, or a list of hosts ("h1,h2,"), of which nothing is declared. ``extra``: the
-    variables of ``-e``; a name that nobody reads is refused. A project without roles has no variables of its
-    own, so nothing is checked there.
+    variables of ``-e``; a name that nobody reads is refused. ``without``: hosts to leave out, beside those in
+    quarantine. A project without roles has no variables of its own, so nothing is checked there.
     """
     vocabulary = load_vocabulary(project.root)
     try:
@@ -38,6 +43,8 @@ def check(project: Project, source: str, extra: Mapping[str, Any] | None = None)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             fault = Fault(source, 0, "", f"cannot be read: {error}", "correct it until ansible-inventory can")
             raise InventoryError([fault]) from None
+    inventory.leave_out(without)
+    inventory.lay_over(extra or {})
     if faults := merged([*inventory.faults, *_faults(inventory, vocabulary, extra or {})]):
         raise InventoryError(faults)
     return inventory

@@ -34,6 +34,12 @@ class Cluster(BaseModel):
     gpu_device_gids: list[Annotated[int, Field(ge=0)]] = Field(
         default=[], description="Groups that own the GPUs' devices."
     )
+    splitrail_serial: int | str | list[int | str] = Field(
+        default=[], description="Hosts that are changed at a time: a number, a percentage, or a list of them."
+    )
+    splitrail_max_fail_percentage: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=25, description="Hosts that may fail before a verb stops for all; 0: none is left behind."
+    )
     pool: Name = Field(default="any", description="The pool that a host belongs to.")
     rail_position: int = Field(default=0, ge=0, description="A server's number on its rails.")
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitrail.daytwo import quarantine
 from splitrail.inventory.fault import Fault, near
 from splitrail.inventory.located import Document, Place, read
 
@@ -127,6 +129,21 @@ class Inventory:
         _set_depths(self.groups)
         self._members = {name: set(self.members(name)) for name in self.groups}
 
+    def leave_out(self, hosts: Iterable[str]) -> None:
+        """Take hosts out of every group, as the inventory plugin for the quarantine does."""
+        gone = set(hosts) & set(self.hosts)
+        self.hosts = {host: own for host, own in self.hosts.items() if host not in gone}
+        for group in self.groups.values():
+            group.hosts -= gone
+        self.finish()
+
+    def lay_over(self, extra: Mapping[str, Any]) -> None:
+        """Let the variables of ``-e`` win on every host, as Ansible does."""
+        document = Document("-e")
+        for host in self.hosts:
+            own = self.host_files.setdefault(host, {})
+            own.update({name: Variable(name, value, "-e", document) for name, value in extra.items()})
+
     def of(self, host: str) -> dict[str, Variable]:
         """The variables of a host, each by the declaration that wins."""
         groups = self.groups_of(host)
@@ -143,6 +160,8 @@ def load(source: Path) -> Inventory:
     inventory = Inventory(source, _shown(source))
     files = _inventory_files(source) if source.is_dir() else [source]
     for path in files:
+        if path.name == quarantine.NAME:
+            continue
         if path.suffix not in _YAML or os.access(path, os.X_OK):
             raise NotYaml(f"{path}: not a YAML file")
         document = read(path, _shown(path))
@@ -156,7 +175,17 @@ def load(source: Path) -> Inventory:
         _read_files(inventory, "group", name)
     for name in _variable_sets(inventory, "host_vars"):
         _read_files(inventory, "host", name)
+    _leave_out_quarantine(inventory)
     return inventory
+
+
+def _leave_out_quarantine(inventory: Inventory) -> None:
+    """After the variables: files of a host in quarantine are no strangers."""
+    try:
+        inventory.leave_out(quarantine.load(inventory.source))
+    except quarantine.QuarantineError as error:
+        cure = "correct it, or delete it and put hosts in again"
+        inventory.faults.append(Fault(quarantine.NAME, 0, "", str(error), cure))
 
 
 def _shown(path: Path) -> str:

@@ -6,7 +6,7 @@ import os
 import pwd
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from splitrail.lab.run import LabError, environment
@@ -57,10 +57,10 @@ def own(path: Path) -> None:
         os.chown(path, *who)
 
 
-def run_as_invoker(argv: Sequence[str]) -> str:
+def run_as_invoker(argv: Sequence[str], extra: Mapping[str, str] | None = None) -> str:
     """Run a program of this Python's environment as the person behind sudo; return what it printed.
 
-    Raises LabError with its message when it fails.
+    ``extra``: variables of its environment. Raises LabError with its message when it fails.
     """
     beside = Path(sys.executable).parent / argv[0]
     command = [str(beside) if beside.exists() else argv[0], *argv[1:]]
@@ -71,7 +71,7 @@ def run_as_invoker(argv: Sequence[str]) -> str:
             command,
             capture_output=True,
             text=True,
-            env=environment(home),
+            env=environment({**home, **(extra or {})}),
             check=False,
             user=who[0] if who else None,
             group=who[1] if who else None,

@@ -14,13 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from splitrail.inventory.before import require
+from splitrail.daytwo import quarantine
+from splitrail.daytwo.partial import decide, mark
+from splitrail.inventory.before import given, require
 from splitrail.project import Project
 from splitrail.run.messages import cure
 from splitrail.run.playbook import CannotRun, Interrupts, Options, Outcome, Step, run_step
 from splitrail.run.progress import Reporter
 from splitrail.run.record import RecordError, Run, Timings, hold, load, load_timings, new_folder
-from splitrail.run.resume import plan
+from splitrail.run.resume import plan, remaining_steps
 from splitrail.verdict import Verdict, VerdictError, load_run_verdict, show
 
 OK, FAILED, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -51,9 +53,19 @@ class Report:
 
 
 def execute(
-    project: Project, verb: str, playbook: str, options: Options, *, resume: bool, console: Console
+    project: Project,
+    verb: str,
+    playbook: str,
+    options: Options,
+    *,
+    resume: bool,
+    console: Console,
+    go_on: bool = False,
 ) -> Report:
     """Run a verb, or what is left of it, and report.
+
+    With ``go_on`` hosts that fail for themselves are put into quarantine, and the others go on where the
+    cluster works without them (`splitrail.daytwo.partial`); the report is a failed one all the same.
 
     With ``resume`` the limit and tags are those of the run that is resumed. Its extra variables are not in
     its record, because they may be secret, so they must be given again.
@@ -89,6 +101,16 @@ def execute(
         raise CannotRun(f"no run record can be made: {error}: free space or make it writable") from error
     try:
         outcome, interrupted = _run_steps(project, steps, options, folder, console)
+        gone_on: set[str] = set()
+        while go_on and outcome.code != OK and not interrupted:
+            run = load(folder)
+            at = _quarantine_failed(project, options, run, folder, gone_on=gone_on, console=console)
+            if at is None:
+                break
+            gone_on.add(at)
+            verbs = project.verbs() if verb == "up" else [(verb, path)]
+            steps = remaining_steps(run, verbs, start_at=at)
+            outcome, interrupted = _run_steps(project, steps, options, folder, console)
     except CannotRun as error:
         outcome, interrupted = Outcome(code=COULD_NOT_RUN, errors=[str(error)]), False
     finally:
@@ -121,6 +143,32 @@ def _run_steps(
     return outcome, interrupts.count > 0 and done < len(steps)
 
 
+def _quarantine_failed(
+    project: Project, options: Options, run: Run, folder: Path, *, gone_on: set[str], console: Console
+) -> str | None:
+    """Put the hosts that failed into quarantine where that is right, and return the verb to go on from."""
+    verb = run.failed_verb
+    extra = given(options.extra_vars)
+    decision = decide(project, options.inventory, run, folder, gone_on=gone_on, extra=extra)
+    why = decision.why
+    if decision.hosts:
+        try:
+            file = quarantine.add(options.inventory, decision.hosts)
+        except quarantine.QuarantineError as error:
+            why = str(error)
+    if not decision.hosts or why:
+        if why:
+            run.notes.append(why)
+            run.save(folder)
+        return None
+    for host, entry in decision.hosts.items():
+        console.print(Text(f"QUARANTINE: {quarantine.line(host, entry)}", "bold red"), soft_wrap=True)
+    console.print(Text(f"the others go on from {verb}; {file} keeps the reasons"), soft_wrap=True)
+    mark(run, decision.hosts)
+    run.save(folder)
+    return verb
+
+
 def _report(folder: Path, outcome: Outcome, *, interrupted: bool, command: str) -> Report:
     run = load(folder)
     if interrupted or (run.ended is None and run.plays):
@@ -138,7 +186,8 @@ def _report(folder: Path, outcome: Outcome, *, interrupted: bool, command: str) 
     except (VerdictError, RecordError) as error:
         timings = Timings()
         run.error = run.error or str(error)
-    return Report(code, folder, run, verdict, timings, command if code != OK and run.resumable else None)
+    left = code != OK and run.resumable and not (run.quarantined and run.through)
+    return Report(code, folder, run, verdict, timings, command if left else None)
 
 
 def _judge(run: Run, outcome: Outcome, *, interrupted: bool) -> int:
@@ -149,7 +198,11 @@ def _judge(run: Run, outcome: Outcome, *, interrupted: bool) -> int:
     if run.hosts and {f.host for f in run.failures if f.status == "unreachable"} == set(run.hosts):
         run.error = f"no host could be reached: {', '.join(run.hosts)}"
         return COULD_NOT_RUN
-    if run.failures or run.error:
+    if run.open_failures or run.error:
+        return FAILED
+    # Hosts are out of service: nobody may take that for a run that is as it should be.
+    if run.quarantined:
+        run.error = _why_not_run(run, outcome)
         return FAILED
     run.error = _why_not_run(run, outcome)
     return COULD_NOT_RUN if run.error else OK
@@ -194,6 +247,9 @@ def summarize(report: Report, console: Console) -> None:
         say(note, "yellow")
     for waiver in run.waivers:
         say(f"WAIVED: {waiver}", "bold red")
+    if run.quarantined:
+        hosts = ", ".join(run.quarantined)
+        say(f"IN QUARANTINE, and left out from now on: {hosts} (splitrail quarantine list)", "bold red")
     if run.ended is not None:
         word = {OK: "ok", FAILED: "failed", COULD_NOT_RUN: "could not run", INTERRUPTED: "interrupted"}
         seconds = (run.ended - run.started).total_seconds()

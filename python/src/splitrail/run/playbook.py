@@ -19,6 +19,7 @@ from typing import Any
 import ansible_runner
 import yaml
 
+from splitrail.daytwo import quarantine
 from splitrail.project import Project
 from splitrail.run.messages import scrub
 
@@ -207,6 +208,10 @@ def _environment(project: Project, run_dir: Path) -> dict[str, str]:
 
 def _arguments(step: Step, options: Options, private: Path) -> list[str]:
     arguments = ["-i", options.inventory]
+    # A folder brings it along; beside a file that is named alone it would be passed over.
+    beside = quarantine.file_of(options.inventory)
+    if beside is not None and beside.exists() and Path(options.inventory).is_file():
+        arguments += ["-i", str(beside)]
     for number, given in enumerate(options.extra_vars):
         arguments += ["-e", f"@{_extra_vars_file(given, private / f'vars-{number}.json')}"]
     if step.hosts is not None:

@@ -40,6 +40,8 @@ class Failure(BaseModel):
     role: str | None
     task: str
     message: str
+    run_once: bool = False  # the task spoke for all hosts, so the fault need not be this one's
+    quarantined: bool = False  # the host was taken out of service, and the run went on without it
 
 
 class PlayTime(BaseModel):
@@ -94,18 +96,29 @@ class Run(BaseModel):
     error: str | None = None  # why nothing, or not all, could be run; failed tasks are in failures
     waivers: list[str] = Field(default_factory=list)  # what was started without a proof, and why
     notes: list[str] = Field(default_factory=list)  # what whoever relies on this run must know, in words
+    quarantined: list[str] = Field(default_factory=list)  # hosts that this run put out of service
     resumes: str | None = None  # name of the record whose run this one goes on with
     versions: dict[str, str] = Field(default_factory=dict)
     revision: str | None = None  # of the project's git tree, with -dirty when it had changes
+
+    @property
+    def open_failures(self) -> list[Failure]:
+        """The failures that the run has not gone on without."""
+        return [failure for failure in self.failures if not failure.quarantined]
 
     @property
     def failed_verb(self) -> str | None:
         """The verb to go on from: that of the first play in which a host dropped out, or of the last play."""
         if not self.plays:
             return None
-        if self.failures:
-            return self.plays[min(failure.play for failure in self.failures)].verb
+        if self.open_failures:
+            return self.plays[min(failure.play for failure in self.open_failures)].verb
         return self.plays[-1].verb
+
+    @property
+    def through(self) -> bool:
+        """Whether all hosts but those that it put out of service are through with all of it."""
+        return self.state == "ended" and not self.open_failures and self.error is None
 
     @property
     def resumable(self) -> bool:

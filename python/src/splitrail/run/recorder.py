@@ -96,8 +96,9 @@ class Recorder:
         status: Status,
         message: str | None = None,
         ignored: bool = False,
+        run_once: bool = False,
     ) -> None:
-        """One line of events.jsonl; ``message`` only for failures."""
+        """One line of events.jsonl; ``message`` only for failures, ``run_once``: the task spoke for all."""
         started = self._host_started.pop((host, task_id), None)
         seconds = 0.0 if started is None else self.clock() - started
         line = {
@@ -125,6 +126,7 @@ class Recorder:
                 role=role,
                 task=task,
                 message=message or "",
+                run_once=run_once,
             )
 
     def end(self, failed: Collection[str], unreachable: Collection[str], notes: Collection[str] = ()) -> None:

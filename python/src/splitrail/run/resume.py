@@ -35,7 +35,9 @@ def plan(project: Project, verb: str, inventory: str, playbook: Path, check: boo
 
     The verbs after it are never limited: a head that waits for its workers needs the variables of all hosts.
 
-    Raises CannotRun when there is no such run, it goes on still, or it ended ok.
+    Hosts that the run put into quarantine are left out of all that: the inventory no longer has them.
+
+    Raises CannotRun when there is no such run, it goes on still, or nothing of it is left to do.
     """
     found = last_run(project.runs, [inventory], verb, check)
     if found is None:
@@ -45,12 +47,22 @@ def plan(project: Project, verb: str, inventory: str, playbook: Path, check: boo
         raise CannotRun(f"nothing to resume: the run recorded in {folder} goes on; wait for it, or stop it")
     if run.ok:
         raise CannotRun(f"nothing to resume: the last run of {verb} on {inventory} ended ok ({folder})")
+    if run.quarantined and run.through:
+        raise CannotRun(
+            f"nothing to resume: all are through but the hosts in quarantine: {', '.join(run.quarantined)}; "
+            f"repair them, then: splitrail quarantine release HOST, splitrail {verb} -i {inventory}"
+        )
     return Plan(folder, run, remaining_steps(run, project.verbs() if verb == "up" else [(verb, playbook)]))
 
 
-def remaining_steps(run: Run, verbs: list[tuple[str, Path]]) -> list[Step]:
-    """The steps left of a run through these verbs; see plan for why they are cut like this."""
+def remaining_steps(run: Run, verbs: list[tuple[str, Path]], start_at: str | None = None) -> list[Step]:
+    """The steps left of a run through these verbs; see plan for why they are cut like this.
+
+    ``start_at``: the verb to go on from for all hosts, whoever failed where.
+    """
     names = [name for name, _ in verbs]
+    if start_at is not None:
+        return [Step(tuple(path for _, path in verbs[names.index(start_at) :]))]
     # A play of a playbook that is not there any more: nothing is known of what was done, so start again.
     start = names.index(run.failed_verb) if run.failed_verb in names else 0
     playbooks = tuple(path for _, path in verbs[start:])
@@ -63,7 +75,7 @@ def remaining_steps(run: Run, verbs: list[tuple[str, Path]]) -> list[Step]:
 
 def _hosts_behind(run: Run) -> tuple[str, ...] | None:
     """The hosts that alone are behind in the failed verb, or None when all are."""
-    first = min((failure.play for failure in run.failures), default=None)
+    first = min((failure.play for failure in run.open_failures), default=None)
     if run.state != "ended" or first is None or first == len(run.plays) - 1:
         return None
-    return tuple(f.host for f in run.failures if run.plays[f.play].verb == run.failed_verb)
+    return tuple(f.host for f in run.open_failures if run.plays[f.play].verb == run.failed_verb)

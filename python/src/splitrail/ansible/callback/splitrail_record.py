@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from ansible.plugins.callback import CallbackBase
 from ansible.release import __version__ as ansible_version
 
 from splitrail.ansible.warm import warm
+from splitrail.daytwo import quarantine
 from splitrail.run.messages import HIDDEN, failure_message
 from splitrail.run.record import RecordError, Run, new_folder
 from splitrail.run.recorder import Recorder, Status
@@ -87,7 +89,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible ships no ty
         self._result(result, "unreachable", failing=True, ignored=bool(result.task.ignore_unreachable))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        notes = stats.custom.get("_run", {}).get("splitrail_notes", [])
+        notes = [*_left_out(), *stats.custom.get("_run", {}).get("splitrail_notes", [])]
         self._write(
             lambda recorder: recorder.end(
                 failed=list(stats.failures), unreachable=list(stats.dark), notes=[str(note) for note in notes]
@@ -147,6 +149,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible ships no ty
                 status=status,
                 message=message,
                 ignored=ignored,
+                run_once=bool(task.run_once),
             )
         )
 
@@ -175,6 +178,19 @@ def _tags(given: Any) -> list[str]:
     """The tags asked for; Ansible's default, all of them, is no wish."""
     names = sorted({name.strip() for part in given or () for name in part.split(",")})
     return [] if names == ["all"] else names
+
+
+def _left_out() -> list[str]:
+    """A line a host that the inventories' quarantines keep out of this run."""
+    found: list[str] = []
+    for source in context.CLIARGS.get("inventory") or ():
+        # One that cannot be read has ended the run before its first play.
+        with suppress(quarantine.QuarantineError):
+            found += [
+                f"left out, in quarantine: {quarantine.line(host, entry)}"
+                for host, entry in quarantine.load(source).items()
+            ]
+    return found
 
 
 def _real(source: str) -> str:
