@@ -1,0 +1,20 @@
+"""A page a command, from the help that the command line itself shows."""
+
+from __future__ import annotations
+
+import typer
+from typer.cli import get_docs_for_click
+from typer.main import get_command
+
+EXIT_CODES = "Exit codes: 0 ok, 1 a check or task failed, 2 could not run, 130 interrupted."
+
+
+def pages(app: typer.Typer, program: str) -> dict[str, str]:
+    """Markdown by command, of all of a command line's."""
+    group = get_command(app)
+    context = typer.Context(group, info_name=program)
+    found = {}
+    for name, command in sorted(getattr(group, "commands", {}).items()):
+        text = get_docs_for_click(obj=command, ctx=context, name=name, call_prefix=program)
+        found[name] = f"{text}\n{EXIT_CODES}\n"
+    return found
