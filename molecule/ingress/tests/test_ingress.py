@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import httpx
@@ -48,6 +49,19 @@ def test_a_stream_comes_in_pieces(client: httpx.Client) -> None:
 def test_it_listens_on_one_address(host: Host) -> None:
     listening = [line for line in host.socket.get_listening_sockets() if line.endswith(":8000")]
     assert listening == [f"tcp://{ADDRESS}:8000"]
+
+
+def test_its_metrics_count_each_slot_on_the_loopback_alone(client: httpx.Client, host: Host) -> None:
+    client.get("/v1/models", headers=OPEN)
+    page = host.check_output("curl --silent --fail http://127.0.0.1:8405/metrics")
+    found = re.search(
+        r'^haproxy_backend_http_responses_total{proxy="slot_a",code="2xx"} (\d+)$', page, re.MULTILINE
+    )
+    assert found
+    assert int(found[1]) > 0
+    assert not [key for key in KEYS if key in page]
+    listening = [line for line in host.socket.get_listening_sockets() if line.endswith(":8405")]
+    assert listening == ["tcp://127.0.0.1:8405"]
 
 
 def test_no_key_is_on_the_node(host: Host) -> None:

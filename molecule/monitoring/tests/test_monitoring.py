@@ -50,8 +50,9 @@ def test_they_start_at_boot_without_privileges(host: Host) -> None:
 @pytest.mark.broken("mol-head")
 def test_every_target_answers(host: Host) -> None:
     targets = prometheus(server(host), "targets")["activeTargets"]
-    assert {(one["labels"]["job"], one["labels"]["host"]) for one in targets} == {
-        (job, node) for job in ("node", "ray") for node in ("mol-head", "mol-prefill")
+    assert {(one["labels"]["job"], one["labels"].get("host")) for one in targets} == {
+        ("ingress", None),
+        *((job, node) for job in ("node", "ray") for node in ("mol-head", "mol-prefill")),
     }
     assert {one["health"] for one in targets} == {"up"}
 
@@ -65,6 +66,18 @@ def test_engines_are_told_by_their_pools(host: Host) -> None:
             break
         time.sleep(1)
     assert [(one["metric"]["pool"], one["value"][1]) for one in found] == [("decode", "0.25")]
+
+
+def test_the_entrance_has_its_rules(host: Host) -> None:
+    """From a page such as HAProxy's own exporter gives."""
+    server(host)
+    deadline = time.monotonic() + 60
+    while True:
+        found = prometheus(host, "query?query=splitrail:entrance_connections:ratio")["result"]
+        if found or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert [one["value"][1] for one in found] == ["0.25"]
 
 
 def test_what_nobody_reads_is_not_kept(host: Host) -> None:

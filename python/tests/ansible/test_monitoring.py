@@ -60,18 +60,18 @@ def test_a_server(server: tuple[str, dict[str, Any]]) -> None:
     url, answers = server
     answers["/api/v1/targets"] = {"data": {"activeTargets": [GOOD]}}
     answers["/api/v1/rules"] = {"data": {"groups": [{"rules": [RULE]}]}}
-    assert all(one["ok"] for one in server_checks(url, ["node"], 1, time.monotonic()))
-    assert not all(one["ok"] for one in server_checks(url, ["node", "ray"], 1, time.monotonic()))
+    assert all(one["ok"] for one in server_checks(url, {"node": 1}, time.monotonic()))
+    assert not all(one["ok"] for one in server_checks(url, {"node": 1, "ray": 1}, time.monotonic()))
     del answers["/api/v1/rules"]
-    assert [one["ok"] for one in server_checks(url, ["node"], 1, time.monotonic())] == [False]
+    assert [one["ok"] for one in server_checks(url, {"node": 1}, time.monotonic())] == [False]
 
 
 def test_targets_that_are_down_or_missing() -> None:
-    down = target_checks([GOOD, BAD], ["node"], 2)[0]
+    down = target_checks([GOOD, BAD], {"node": 2})[0]
     assert not down["ok"]
     assert "b:9100: no route" in down["measured"]
-    assert not target_checks([GOOD], ["node"], 2)[0]["ok"]
-    assert target_checks([GOOD, BAD], ["other"], 0)[0]["ok"]
+    assert not target_checks([GOOD], {"node": 2})[0]["ok"]
+    assert target_checks([GOOD, BAD], {"other": 0})[0]["ok"]
 
 
 def test_rules_that_fail_or_are_missing() -> None:

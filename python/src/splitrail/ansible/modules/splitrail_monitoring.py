@@ -22,7 +22,9 @@ options:
   exporter: {description: Address of the node exporter's metrics., type: str, required: true}
   server: {description: Address of Prometheus; empty where none runs., type: str, default: ""}
   expect: {description: Jobs whose targets must all answer., type: list, elements: str, default: []}
-  targets: {description: How many targets each of these jobs has., type: int, default: 0}
+  nodes: {description: "How many targets each of these jobs has, one a node.", type: int, default: 0}
+  others: {description: "Lists of the targets of jobs that are not on every node, by job.", type: dict,
+           default: {}}
   timeout_s: {description: Longest wait in seconds., type: float, default: 60}
 author: The splitrail authors
 """
@@ -31,8 +33,9 @@ EXAMPLES = r"""
 - splitrail_monitoring:
     exporter: http://10.0.0.11:9100/metrics
     server: http://127.0.0.1:9090
-    expect: [node]
-    targets: 3
+    expect: [node, ingress]
+    nodes: 3
+    others: {ingress: ["127.0.0.1:8405"]}
 """
 
 RETURN = r"""
@@ -68,7 +71,7 @@ def exporter_check(url: str, deadline: float) -> dict[str, Any]:
             return made
 
 
-def server_checks(url: str, expect: list[str], targets: int, deadline: float) -> list[dict[str, Any]]:
+def server_checks(url: str, targets: dict[str, int], deadline: float) -> list[dict[str, Any]]:
     """Whether Prometheus reads every target of the jobs, and every rule works."""
     while True:
         try:
@@ -78,16 +81,16 @@ def server_checks(url: str, expect: list[str], targets: int, deadline: float) ->
             hint = START.format(unit="prometheus")
             checks = [unmade("monitoring.server", url, str(error), "targets and rules", hint=hint)]
         else:
-            checks = [*target_checks(active, expect, targets), rule_check(groups)]
+            checks = [*target_checks(active, targets), rule_check(groups)]
         if all(one["ok"] for one in checks) or time.monotonic() > deadline:
             return checks
         time.sleep(1)  # the next reading of a target comes with the interval
 
 
-def target_checks(active: list[dict[str, Any]], expect: list[str], targets: int) -> list[dict[str, Any]]:
+def target_checks(active: list[dict[str, Any]], targets: dict[str, int]) -> list[dict[str, Any]]:
     """A check a job: how many of its targets answered when they were read last."""
     checks = []
-    for job in expect:
+    for job, wanted in targets.items():
         mine = [target for target in active if target["labels"].get("job") == job]
         up = [target for target in mine if target["health"] == "up"]
         down = [
@@ -99,9 +102,9 @@ def target_checks(active: list[dict[str, Any]], expect: list[str], targets: int)
             check(
                 "monitoring.targets",
                 f"job {job}",
-                len(up) == len(mine) == targets,
+                len(up) == len(mine) == wanted,
                 f"{len(up)} of {len(mine)} answer" + (f"; {'; '.join(down[:3])}" if down else ""),
-                f"{targets} of {targets}",
+                f"{wanted} of {wanted}",
                 hint="Look at the exporter's unit on the host that is named; open its port to the server.",
             )
         )
@@ -130,7 +133,8 @@ def main() -> None:
             "exporter": {"type": "str", "required": True},
             "server": {"type": "str", "default": ""},
             "expect": {"type": "list", "elements": "str", "default": []},
-            "targets": {"type": "int", "default": 0},
+            "nodes": {"type": "int", "default": 0},
+            "others": {"type": "dict", "default": {}},
             "timeout_s": {"type": "float", "default": 60.0},
         },
         supports_check_mode=True,
@@ -139,7 +143,9 @@ def main() -> None:
     deadline = time.monotonic() + asked["timeout_s"]
     checks = [exporter_check(asked["exporter"], deadline)]
     if asked["server"]:
-        checks += server_checks(asked["server"], asked["expect"], asked["targets"], deadline)
+        others = asked["others"]
+        wanted = {job: len(others[job]) if job in others else asked["nodes"] for job in asked["expect"]}
+        checks += server_checks(asked["server"], wanted, deadline)
     module.exit_json(changed=False, checks=checks)
 
 
