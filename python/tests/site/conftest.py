@@ -17,6 +17,13 @@ from testinfra.host import Host
 
 ROOT = Path(__file__).resolve().parents[3]
 INVENTORY = ROOT / "inventories/lab"
+# Where somebody may write a secret down on a node, and what tells of its units and containers.
+FOLDERS = ["/etc", "/run", "/tmp", "/usr/local", "/var/lib/splitrail", "/var/log", "/root", "/home"]
+COMMANDS = {
+    "journal": ["journalctl", "--no-pager", "--output=export"],
+    "units": ["systemctl", "show", "--all", "*"],
+    "containers": ["sh", "-c", "podman ps --all --quiet | xargs --no-run-if-empty podman inspect"],
+}
 ADDRESSES = {"lab-head": "10.87.0.11", "lab-prefill": "10.87.0.12", "lab-decode": "10.87.0.13"}
 
 
@@ -58,6 +65,27 @@ class Site:
             ssh_config=str(config),
             ssh_identity_file=str(keys / "id_ed25519"),
         )
+
+    def leaks(self, name: str, secrets: dict[str, str]) -> list[str]:
+        """Where secrets show on a node, by ``leaks.py`` there; they travel on standard input alone."""
+        keys = ROOT / ".lab/lab"
+        program = Path(__file__).with_name("leaks.py").read_text()
+        asked = {"secrets": secrets, "folders": FOLDERS, "commands": COMMANDS}
+        done = subprocess.run(
+            [
+                *("ssh", "-o", f"UserKnownHostsFile={keys / 'known_hosts'}", "-i", str(keys / "id_ed25519")),
+                f"splitrail@{ADDRESSES[name]}",
+                "sudo python3 -c 'import json, sys; exec(json.loads(sys.stdin.readline()))'",
+            ],
+            input=json.dumps(program) + "\n" + json.dumps(asked),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found: list[str] = json.loads(done.stdout)
+        return found
 
     @property
     def key(self) -> str:
