@@ -21,6 +21,7 @@ from splitrail.discover_cli import discover
 from splitrail.fabric.cli import app as fabric_app
 from splitrail.inventory.cli import app as inventory_app
 from splitrail.lab.cli import app as lab_app
+from splitrail.manual import Suite
 from splitrail.metrics.cli import top
 from splitrail.plan.cli import app as plan_app
 from splitrail.project import Project, ProjectError
@@ -35,11 +36,11 @@ from splitrail.run.playbook import CannotRun, Options
 from splitrail.serving.cli import canary, diff, rebalance, rollback
 
 app = typer.Typer(
+    cls=Suite,
     no_args_is_help=True,
     # A traceback with local variables would show extra variables, and with them secrets.
     pretty_exceptions_show_locals=False,
     help="From bare GPU nodes to proven prefill-decode serving.",
-    epilog="Exit codes: 0 ok, 1 a check or task failed, 2 could not run, 130 interrupted.",
 )
 # Sub-commands: one line each.
 app.add_typer(lab_app, name="lab")

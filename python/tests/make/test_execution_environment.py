@@ -45,8 +45,9 @@ def test_the_runner_takes_the_image_that_the_definition_builds() -> None:
 
 def test_a_build_context_is_made_without_a_network(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("ansible-builder")
-    words = [program, "create", "-f", FILE, "-c", tmp_path / "context", "--output-filename", "Containerfile"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    words = [program, "create", "-f", FILE, "-c", tmp_path / "context"]
+    words += ["--output-filename", "Containerfile"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / "context/Containerfile").read_text()
     assert 'ANSIBLE_INSTALL_REFS="ansible-core==2.20.10 ansible-runner==2.4.3"' in text

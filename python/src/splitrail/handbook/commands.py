@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import typer
 from typer.cli import get_docs_for_click
 from typer.main import get_command
-
-EXIT_CODES = "Exit codes: 0 ok, 1 a check or task failed, 2 could not run, 130 interrupted."
 
 
 def pages(app: typer.Typer, program: str) -> dict[str, str]:
@@ -16,5 +16,6 @@ def pages(app: typer.Typer, program: str) -> dict[str, str]:
     found = {}
     for name, command in sorted(getattr(group, "commands", {}).items()):
         text = get_docs_for_click(obj=command, ctx=context, name=name, call_prefix=program)
-        found[name] = f"{text}\n{EXIT_CODES}\n"
+        # Examples as code; the help has them a paragraph each.
+        found[name] = re.sub(rf"^({program} .*)$", r"    \1", text, flags=re.MULTILINE)
     return found
