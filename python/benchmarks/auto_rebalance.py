@@ -41,7 +41,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Load:
-    """Requests without end from so many clients, until ``stop`` is set: end, TTFT in s and failure of each."""
+    """Requests without end, until ``stop`` is set: when each ended, its TTFT in s, and why it failed."""
 
     clients: int
     words: int
