@@ -3,6 +3,7 @@
     python gpu_bench.py predict predicted.json                  where the suite is; before measuring
     python gpu_bench.py measure predicted.json measured.json    on the GPU host; says how long it takes
     python gpu_bench.py compare predicted.json measured.json    Markdown
+    python gpu_bench.py replay measured.json replayed.json      the measured rates, by today's planner
 
 ``measure`` starts a vLLM server a GPU (gpu_pd.py's, by gpu_pd.json: a folder `model`, dummy weights), or
 ``--urls`` names those that run (``kv_both``, served as ``--model NAME``). ``predict --layouts`` says which
@@ -26,6 +27,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from plan_accuracy import crossing
 
 from splitrail.bench.engines import Endpoint, Route, Split
@@ -115,6 +117,28 @@ def predict(
                 )
             )
     save(out, f"predicted by {model_name}, {kv} KV layout, before measuring", curves)
+
+
+def replay(measured: Curves, out: Path, model_name: str) -> None:
+    """Simulate what was measured with today's planner. What was predicted beforehand stays another file."""
+    from splitrail.plan.cli import find_model  # noqa: PLC0415  # as above
+
+    model = with_cross_layer_blocks(find_model(model_name))
+    curves = [
+        curve.model_copy(
+            update={
+                "kind": "predicted",
+                "source": f"gpu_bench.py replay, {model.system.name}",
+                "points": tuple(
+                    simulated(fleet(Layout.read(curve.layout), model), curve.workload, one.qps, span)
+                    for one in curve.points
+                ),
+            }
+        )
+        for curve in measured.curves
+        for span in [(curve.window or Window(seconds=30)).seconds - WARM_S]
+    ]
+    save(out, f"simulated by {model_name} after measuring", curves)
 
 
 def simulated(engines: Any, asked: Workload, qps: float, seconds: float) -> Point:
@@ -210,10 +234,19 @@ def compare(predicted: Curves, measured: Curves) -> None:
                 steady = "yes" if seen.steady else "no"
                 place = f"{curve.layout} | {curve.workload.label} | {seen.qps:g}"
                 say(f"| {place} | {key} | {real:.1f} | {told:.1f} | {error:+.1%} | {steady} |")
-    say("\n| figure | points | mean error | largest |\n|---|---|---|---|")
+    say("\n| figure | points | mean error | 95 % | largest |\n|---|---|---|---|---|")
     for key, values in sorted(errors.items()):
-        say(f"| {key} | {len(values)} | {sum(values) / len(values):.1%} | {max(values):.1%} |")
+        low, high = interval(values)
+        mean = sum(values) / len(values)
+        say(f"| {key} | {len(values)} | {mean:.1%} | {low:.1%} to {high:.1%} | {max(values):.1%} |")
     goodputs(predicted, measured)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean's 95 % interval by resampling the points 10,000 times (Efron's percentile bootstrap)."""
+    drawn = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def goodputs(predicted: Curves, measured: Curves) -> None:
@@ -265,10 +298,16 @@ def main() -> int:
     three = verbs.add_parser("compare")
     three.add_argument("predicted", type=Path)
     three.add_argument("measured", type=Path)
+    four = verbs.add_parser("replay")
+    four.add_argument("measured", type=Path)
+    four.add_argument("out", type=Path)
+    four.add_argument("--model", default="h200-qwen3-14b", help="calibrated model, by name or file")
     given = parser.parse_args()
     if given.verb == "predict":
         predict(given.out, given.model, given.kv, given.shares, seconds=given.seconds, labels=given.layouts)
         say(f"measuring this takes about {expected_s(load_curves(given.out), True) / 60:.0f} min of the GPUs")
+    elif given.verb == "replay":
+        replay(load_curves(given.measured), given.out, given.model)
     elif given.verb == "compare":
         compare(load_curves(given.predicted), load_curves(given.measured))
     else:

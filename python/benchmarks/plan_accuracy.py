@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from splitrail.plan.fit import calibrate, compare, overloaded, samples
-from splitrail.plan.system import Model, with_cross_layer_blocks
+from splitrail.plan.system import Model, with_balancing, with_cross_layer_blocks
 from splitrail.workload import (
     Curve,
     Curves,
@@ -103,6 +103,8 @@ def later_session(model: Model) -> list[tuple[str, Curve, Model]]:
             raise ValueError(f"gpu_pd.h200.json, {isl}/{osl} at {qps}: not the arrivals that were measured")
         measured = Point(qps=qps, sent_s=sent, descriptors=seen["kv"].get("descriptors"), **figures)
         curves.setdefault((seen["layout"], seen["config"], isl, osl), []).append(measured)
+    # Its client takes any of the engines with the fewest requests.
+    model = with_balancing(model, "least-outstanding-random")
     layouts = {"suite": with_cross_layer_blocks(model), "default": model}
     return [
         (

@@ -13,7 +13,8 @@ from splitrail.plan.curves import curves
 from splitrail.plan.goodput import Goodput, Probe, goodput
 from splitrail.plan.report import page
 from splitrail.plan.show import conclusion, document
-from splitrail.plan.system import Model, fleet, with_cross_layer_blocks
+from splitrail.plan.simulate import point, simulate, traffic
+from splitrail.plan.system import Model, fleet, with_balancing, with_cross_layer_blocks
 from splitrail.plan.variants import variants
 from splitrail.workload import Layout, Window, WorkloadError, read_sla
 from tests.plan.conftest import make_model, workload
@@ -161,3 +162,20 @@ def test_cross_layer_blocks_make_a_split_cheaper(model: Model) -> None:
     assert decode.settings.block_size == 128
     before, after = (goodput(fleet(layout, one), workload(8000, 1000), SLA).qps for one in (model, smooth))
     assert after > 1.05 * before
+
+
+def test_a_router_that_chooses_by_chance_lets_prompts_meet(model: Model) -> None:
+    window = Window(seconds=200, drop_s=20)
+    tails = [
+        point(
+            simulate(
+                fleet(Layout.read("4agg"), with_balancing(model, balancing)),
+                traffic(workload(8000, 256), 3.3, window, 0),
+            ),
+            3.3,
+            window,
+        ).value("ttft_p90")
+        for balancing in ("least-outstanding", "least-outstanding-random", "two-choices")
+    ]
+    in_turn, at_random, of_two = (tail or 0 for tail in tails)
+    assert 1.2 * in_turn < min(at_random, of_two)

@@ -73,7 +73,7 @@ def test_4_the_best_ratio_follows_the_workload(model: Model) -> None:
         rates = {p: best(model, f"{p}p{6 - p}d", work, sla) for p in range(1, 6)}
         return max(rates, key=lambda p: rates[p])
 
-    prompts, answers = ratio(workload(8000, 64)), ratio(workload(1000, 1500))
+    prompts, answers = ratio(workload(8000, 16)), ratio(workload(1000, 1500))
     cached = ratio(workload(8000, 512, hit_rate=0.8, decode_hit_rate=0.8))
     assert prompts > ratio(workload()) > answers
     assert cached < ratio(workload())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitrail.plan.engine import Engine, Request
-from splitrail.plan.simulate import Fleet, SimulationError, point, simulate, traffic
+from splitrail.plan.simulate import Balancing, Fleet, SimulationError, _balancer, point, simulate, traffic
 from splitrail.plan.step import Kind, Settings, Step
 from splitrail.workload import Lengths, Window, Workload
 from tests.plan.conftest import SETTINGS, STEP, TRANSFER, aggregated, split, workload
@@ -44,6 +46,24 @@ def test_a_long_prompt_is_chunked_by_the_token_budget() -> None:
 def test_cached_tokens_are_not_computed_again() -> None:
     request = alone(aggregated(), 8000, 2, cached=6000)
     assert request.first - 1 == pytest.approx(STEP.seconds(2000, 2000 * 7000, 0, 0))
+
+
+def test_of_engines_with_as_many_requests_each_gets_its_turn_or_any() -> None:
+    engines = [Engine(aggregated().kinds["aggregated"]) for _ in range(3)]
+    in_turn, at_random = (_balancer(name, 0) for name in ("least-outstanding", "least-outstanding-random"))
+    assert [engines.index(in_turn(engines)) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+    order = [engines.index(at_random(engines)) for _ in range(300)]
+    assert min(order.count(number) for number in range(3)) > 70  # 100 but for chance
+    assert order != sorted(order)
+    engines[1].outstanding = 1
+    for choose in (in_turn, at_random):
+        assert {engines.index(choose(engines)) for _ in range(30)} == {0, 2}
+    engines[0].outstanding = engines[2].outstanding = 2
+    assert in_turn(engines) is at_random(engines) is engines[1]
+    # Two that differ: of three with one that is less busy, one pair in three leaves it out.
+    of_two = _balancer("two-choices", 0)
+    assert 170 < sum(of_two(engines) is engines[1] for _ in range(300)) < 230
+    assert of_two(engines[:1]) is engines[0]
 
 
 def test_a_split_adds_handoff_posting_and_one_step() -> None:
@@ -102,7 +122,7 @@ def test_processor_sharing_agrees_with_theory() -> None:
     st.tuples(st.sampled_from(["aggregated", "split"]), st.integers(1, 3)),
     st.integers(1100, 6000),
     st.sampled_from([1, 4, 16]),
-    st.tuples(st.sampled_from(["least-outstanding", "round-robin", "two-choices"]), st.booleans()),
+    st.tuples(st.sampled_from(get_args(Balancing)), st.booleans()),
 )
 def test_every_request_ends_once_and_the_cache_never_overflows(
     drawn: list[tuple[float, int, int, float, float]],

@@ -20,8 +20,8 @@ from splitrail.plan.curves import curves
 from splitrail.plan.fit import calibrate as fit_curves
 from splitrail.plan.report import draw
 from splitrail.plan.show import document, show
-from splitrail.plan.simulate import SimulationError
-from splitrail.plan.system import Model, load_model, with_cross_layer_blocks
+from splitrail.plan.simulate import Balancing, SimulationError
+from splitrail.plan.system import Model, load_model, with_balancing, with_cross_layer_blocks
 from splitrail.plan.variants import variants
 from splitrail.plan.write import write
 from splitrail.workload import (
@@ -105,6 +105,10 @@ def plan(
         bool,
         typer.Option("--cross-layer-blocks", help="As if a KV block of 128 tokens were one descriptor."),
     ] = False,
+    balancing: Annotated[
+        Balancing | None,
+        typer.Option("--balancing", help="How the router chooses; default: as where it was measured."),
+    ] = None,
     prices: Annotated[
         Path | None, typer.Option("--prices", help="YAML: currency, gpu_hour by GPU, gpus_per_node.")
     ] = None,
@@ -153,6 +157,8 @@ def plan(
         known = find_model(model)
         if cross_layer_blocks:
             known = with_cross_layer_blocks(known)
+        if balancing:
+            known = with_balancing(known, balancing)
         question = Question(
             model=known,
             workload=Workload(

@@ -128,7 +128,8 @@ def predict(model: Model, sample: Sample, seeds: int = SEEDS) -> list[Point]:
     """The same window under as many drawings of arrivals."""
     workload = sample.workload
     fixed = workload.arrival_cv == 0 or sample.measured.sent_s
-    if fixed and workload.isl.cv == workload.osl.cv == 0:
+    chosen_by_chance = model.system.balancing in ("least-outstanding-random", "two-choices")
+    if fixed and workload.isl.cv == workload.osl.cv == 0 and not chosen_by_chance:
         seeds = 1  # nothing is drawn
     return [_once(model, sample, seed) for seed in range(seeds)]
 

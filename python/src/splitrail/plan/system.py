@@ -203,6 +203,12 @@ def with_cross_layer_blocks(model: Model) -> Model:
     return model.model_copy(update={"system": system, "transfer": transfer})
 
 
+def with_balancing(model: Model, balancing: Balancing) -> Model:
+    """The same system behind a router that chooses engines so."""
+    system = model.system.model_copy(update={"balancing": balancing})
+    return model.model_copy(update={"system": system})
+
+
 def _role(name: str) -> Role:
     roles: Mapping[str, Role] = {"aggregated": "aggregated", "prefill": "prefill", "decode": "decode"}
     return roles[name]

@@ -135,6 +135,8 @@ def lines(asked: Asked, metric: str, title: str, unit: str, scale: float) -> Fig
         plot.add_scatter(
             x=[*rates, *reversed(rates)],
             y=[*middle, *reversed(upper)],
+            # Few points would get marks by themselves.
+            mode="lines",
             fill="toself",
             fillcolor=colour,
             opacity=0.15,
