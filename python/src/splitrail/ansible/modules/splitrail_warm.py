@@ -72,6 +72,7 @@ ROUND_S = 12.0
 PAUSE_S = 1.0
 # Longest wait for one answer; a request that hangs must not keep the others from being tried again.
 ANSWER_S = 120.0
+AT_ONCE = 64
 TOKENS = 8
 NAME = "serve.warm"
 REQUIRED = "every replica has answered"
@@ -185,7 +186,7 @@ class Warmth:
 
         count = 2 * len(self.replicas)
         self.sent += count
-        with ThreadPoolExecutor(count) as pool:
+        with ThreadPoolExecutor(min(count, AT_ONCE)) as pool:
             list(pool.map(one, range(count)))
 
     def reach(self) -> list[str] | None:
