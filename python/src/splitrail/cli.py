@@ -16,6 +16,7 @@ from rich.text import Text
 from splitrail.bench.cli import app as bench_app
 from splitrail.bundle.cli import app as bundle_app
 from splitrail.daytwo.cli import quarantine_app
+from splitrail.daytwo.nodes import add, drain, undrain
 from splitrail.daytwo.reset import reset
 from splitrail.discover_cli import discover
 from splitrail.fabric.cli import app as fabric_app
@@ -57,6 +58,9 @@ for _command in (rollback, rebalance, diff):
 app.add_typer(inventory_app, name="inventory")
 app.add_typer(runs_app, name="runs")
 app.add_typer(quarantine_app, name="quarantine")
+app.command()(drain)
+app.command()(undrain)
+app.command()(add)
 app.command()(reset)
 app.command()(discover)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 By = Literal["run", "person", "drain"]
 NAME = "quarantine.yml"
+VARIABLE = "SPLITRAIL_QUARANTINE"
 PLUGIN = "splitrail_quarantine"
 _HEAD = """---
 # Hosts that every verb leaves out, and why. Written by `splitrail`: `splitrail quarantine release HOST` takes
@@ -93,6 +95,30 @@ def read(path: Path) -> dict[str, Entry]:
         raise QuarantineError(f"{path}: {said}: {cure}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise QuarantineError(f"{path}: {error}: {cure}") from error
+
+
+def left_out(hosts: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Those of them that a run leaves out now: all, but for what SPLITRAIL_QUARANTINE lets in.
+
+    ``ignore`` lets all in, ``ignore:HOST,HOST`` these: to look at one by hand, and to take it back.
+    """
+    word, _, names = os.environ.get(VARIABLE, "").partition(":")
+    if word != "ignore":
+        return dict(hosts)
+    return {host: entry for host, entry in hosts.items() if names and host not in names.split(",")}
+
+
+@contextmanager
+def let_in(host: str) -> Iterator[None]:
+    """What is started in here sees a host that is in quarantine."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = f"ignore:{host}"
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def add(inventory: str | Path, entries: Mapping[str, Entry]) -> Path:

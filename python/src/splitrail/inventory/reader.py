@@ -182,7 +182,7 @@ def load(source: Path) -> Inventory:
 def _leave_out_quarantine(inventory: Inventory) -> None:
     """After the variables: files of a host in quarantine are no strangers."""
     try:
-        inventory.leave_out(quarantine.load(inventory.source))
+        inventory.leave_out(quarantine.left_out(quarantine.load(inventory.source)))
     except quarantine.QuarantineError as error:
         cure = "correct it, or delete it and put hosts in again"
         inventory.faults.append(Fault(quarantine.NAME, 0, "", str(error), cure))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,11 +61,13 @@ def execute(
     resume: bool,
     console: Console,
     go_on: bool = False,
+    steps: Sequence[Step] | None = None,
 ) -> Report:
     """Run a verb, or what is left of it, and report.
 
-    With ``go_on`` hosts that fail for themselves are put into quarantine, and the others go on where the
-    cluster works without them (`splitrail.daytwo.partial`); the report is a failed one all the same.
+    ``steps``: what is run in place of the playbook as a whole. With ``go_on`` hosts that fail for themselves
+    are put into quarantine, and the others go on where the cluster works without them
+    (`splitrail.daytwo.partial`); the report is a failed one all the same.
 
     With ``resume`` the limit and tags are those of the run that is resumed. Its extra variables are not in
     its record, because they may be secret, so they must be given again.
@@ -73,7 +75,7 @@ def execute(
     Raises CannotRun (and ProjectError) when nothing was started and no record made.
     """
     path = project.playbook(playbook)
-    steps = [Step((path,))]
+    steps = list(steps or [Step((path,))])
     resumed: Path | None = None
     if resume:
         if options.limit is not None or options.tags:

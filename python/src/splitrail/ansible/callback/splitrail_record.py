@@ -188,7 +188,7 @@ def _left_out() -> list[str]:
         with suppress(quarantine.QuarantineError):
             found += [
                 f"left out, in quarantine: {quarantine.line(host, entry)}"
-                for host, entry in quarantine.load(source).items()
+                for host, entry in quarantine.left_out(quarantine.load(source)).items()
             ]
     return found
 

@@ -6,21 +6,21 @@ their names, so one that comes later could bring a host back: that is refused.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin
 
-from splitrail.daytwo.quarantine import NAME, PLUGIN, QuarantineError, read
+from splitrail.daytwo.quarantine import NAME, PLUGIN, QuarantineError, left_out, read
 
 DOCUMENTATION = """
 name: splitrail_quarantine
 short_description: Leave hosts out that are in quarantine
 description:
   - Removes the hosts that the file names from the inventory. C(splitrail quarantine) writes the file.
-  - With C(SPLITRAIL_QUARANTINE=ignore) in the environment every host stays, to look at one by hand.
+  - With C(SPLITRAIL_QUARANTINE=ignore) in the environment every host stays, with C(ignore:HOST) that one, to
+    look at it by hand.
 options:
   plugin: {description: Name of this plugin., type: str, required: true, choices: [splitrail_quarantine]}
   hosts: {description: "The hosts, each with reason, since, by and evidence.", type: dict}
@@ -37,8 +37,6 @@ class InventoryModule(BaseInventoryPlugin):  # type: ignore[misc]  # Ansible shi
 
     def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
         super().parse(inventory, loader, path, cache)
-        if os.environ.get("SPLITRAIL_QUARANTINE") == "ignore":
-            return
         later = sorted(
             one.name
             for one in Path(path).parent.glob("*")
@@ -50,7 +48,7 @@ class InventoryModule(BaseInventoryPlugin):  # type: ignore[misc]  # Ansible shi
                 f"give it a name that sorts before {NAME}"
             )
         try:
-            hosts = read(Path(path))
+            hosts = left_out(read(Path(path)))
         except QuarantineError as error:
             raise AnsibleParserError(str(error)) from error
         for name in hosts:
