@@ -18,6 +18,7 @@ from splitrail.bundle.cli import app as bundle_app
 from splitrail.daytwo.cli import quarantine_app
 from splitrail.daytwo.nodes import add, drain, undrain
 from splitrail.daytwo.reset import reset
+from splitrail.daytwo.upgrade import upgrade
 from splitrail.discover_cli import discover
 from splitrail.fabric.cli import app as fabric_app
 from splitrail.inventory.cli import app as inventory_app
@@ -61,6 +62,7 @@ app.add_typer(quarantine_app, name="quarantine")
 app.command()(drain)
 app.command()(undrain)
 app.command()(add)
+app.command()(upgrade)
 app.command()(reset)
 app.command()(discover)
 
