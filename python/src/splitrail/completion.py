@@ -52,6 +52,7 @@ def tags(project: Project, context: typer.Context) -> Iterator[str]:
 def runs(project: Project, context: typer.Context) -> Iterator[str]:
     """The recorded runs, newest first."""
     del context
+    yield "last"
     yield from sorted((path.parent.name for path in project.runs.glob("*/run.json")), reverse=True)
 
 
