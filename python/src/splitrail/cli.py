@@ -15,6 +15,7 @@ from rich.text import Text
 
 from splitrail.bench.cli import app as bench_app
 from splitrail.bundle.cli import app as bundle_app
+from splitrail.daytwo import quarantine
 from splitrail.daytwo.cli import quarantine_app
 from splitrail.daytwo.nodes import add, drain, undrain
 from splitrail.daytwo.reset import reset
@@ -150,11 +151,12 @@ for _verb, (_playbook, _help) in VERBS.items():
 
 @app.command()
 def status(inventory: Inventory = None, as_json: Json = False, extra_vars: ExtraVars = None) -> None:
-    """Show the last run of an inventory, and what its cluster serves now."""
+    """Show the last run of an inventory, what its cluster serves now, and which hosts are left out."""
     try:
         project = Project.find(Path.cwd())
         options = Options(inventory=project.inventory(inventory), extra_vars=tuple(extra_vars or ()))
-    except ProjectError as error:
+        left_out = quarantine.load(options.inventory)
+    except (ProjectError, quarantine.QuarantineError) as error:
         raise _could_not_run("status", error, as_json=as_json) from error
     last = run_status.last(project, options.inventory)
     serving, reason = run_status.serving(project, options)
@@ -163,9 +165,12 @@ def status(inventory: Inventory = None, as_json: Json = False, extra_vars: Extra
     else:
         code = OK if serving.get("ok", True) and (last is None or last["ok"]) else FAILED
     if as_json:
-        _print_json({"ok": code == OK, "exit_code": code, "last": last, "serving": serving, "error": reason})
+        told = {"last": last, "serving": serving, "error": reason, "quarantine": sorted(left_out)}
+        _print_json({"ok": code == OK, "exit_code": code, **told})
     else:
         show_status(_console(as_json), last, serving, reason)
+        for host, entry in left_out.items():
+            _console(as_json).print(Text(f"in quarantine: {quarantine.line(host, entry)}"), soft_wrap=True)
     raise typer.Exit(code)
 
 

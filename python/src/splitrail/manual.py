@@ -15,6 +15,7 @@ from splitrail.completion import offer_values
 EXIT_CODES = "Exit codes: 0 ok, 1 a check or task failed, 2 could not run, 130 interrupted."
 
 EXAMPLES: dict[str, list[str]] = {
+    "add": ["splitrail add node9 -i inventories/mi325x"],
     "bench matrix": ["splitrail bench matrix matrix.yml -i inventories/lab"],
     "bench point": [
         "splitrail bench point --url http://10.10.0.11:8000 --model NAME --isl 8000 --osl 512 --qps 2.5",
@@ -35,6 +36,7 @@ EXAMPLES: dict[str, list[str]] = {
         "splitrail discover -i inventories/mine",
     ],
     "down": ["splitrail down -i inventories/lab"],
+    "drain": ['splitrail drain mi325x-4 -i inventories/mi325x --reason "new fan"'],
     "fabric drift": ["splitrail fabric drift -i inventories/mi325x"],
     "fabric prove": [
         "splitrail fabric prove -i inventories/lab",
@@ -76,11 +78,13 @@ EXAMPLES: dict[str, list[str]] = {
     "smoke": ["splitrail smoke -i inventories/lab"],
     "status": ["splitrail status -i inventories/lab --json"],
     "top": ["splitrail top -i inventories/lab --once"],
+    "undrain": ["splitrail undrain mi325x-4 -i inventories/mi325x --prove"],
     "up": [
         "splitrail up -i inventories/lab",
         "splitrail up -i inventories/mi325x --check",
         "splitrail up -i inventories/mi325x --resume",
     ],
+    "upgrade": ["splitrail upgrade -i inventories/mi325x --to mi325x-upstream"],
     "validate": ["splitrail validate -i inventories/mi325x --limit mi325x-1,mi325x-2"],
 }
 

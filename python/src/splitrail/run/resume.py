@@ -62,7 +62,7 @@ def remaining_steps(run: Run, verbs: list[tuple[str, Path]], start_at: str | Non
     """
     names = [name for name, _ in verbs]
     if start_at is not None:
-        return [Step(tuple(path for _, path in verbs[names.index(start_at) :]))]
+        return [Step(tuple(path for _, path in verbs[names.index(start_at) if start_at in names else 0 :]))]
     # A play of a playbook that is not there any more: nothing is known of what was done, so start again.
     start = names.index(run.failed_verb) if run.failed_verb in names else 0
     playbooks = tuple(path for _, path in verbs[start:])
