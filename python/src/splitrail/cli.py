@@ -17,7 +17,7 @@ from splitrail.bench.cli import app as bench_app
 from splitrail.bundle.cli import app as bundle_app
 from splitrail.daytwo import quarantine
 from splitrail.daytwo.cli import quarantine_app
-from splitrail.daytwo.nodes import add, drain, undrain
+from splitrail.daytwo.nodes import add, drain, remove, undrain
 from splitrail.daytwo.reset import reset
 from splitrail.daytwo.upgrade import upgrade
 from splitrail.discover_cli import discover
@@ -63,6 +63,7 @@ app.add_typer(quarantine_app, name="quarantine")
 app.command()(drain)
 app.command()(undrain)
 app.command()(add)
+app.command()(remove)
 app.command()(upgrade)
 app.command()(reset)
 app.command()(discover)

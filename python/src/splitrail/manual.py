@@ -66,6 +66,7 @@ EXAMPLES: dict[str, list[str]] = {
         "splitrail rebalance --auto --policy sla.yml",
     ],
     "release check": ["splitrail release check inventories/releases/cpu.yml"],
+    "remove": ["splitrail remove mi325x-4 -i inventories/mi325x"],
     "render": ["splitrail render -i inventories/mi325x --out /tmp/review"],
     "report": ["splitrail report build/bench/matrix/curves.json predicted.json --out report.html"],
     "reset": ["splitrail reset -i inventories/lab --check"],

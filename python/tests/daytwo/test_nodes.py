@@ -143,3 +143,34 @@ def test_a_node_that_is_added_is_proven(site: Site) -> None:
         (["preflight", "provision"], ("n4",)),
         (["fabric", "image", "validate", "cluster"], None),
     ]
+
+
+@pytest.fixture
+def wiped(site: Site, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """What was shown and wiped, by the limit of the run."""
+    limits: list[str | None] = []
+    items = {"n3": [{"kind": "file", "name": "/etc/ray/token", "bytes": 64}]}
+    monkeypatch.setattr(nodes, "look", lambda *_, **__: ("c", items))
+
+    def wipe(_project: object, options: Any, *_: Any, **__: Any) -> Report:
+        assert quarantine.left_out(site.out()) == {}
+        limits.append(options.limit)
+        return site.execute(None, "reset", "", options)
+
+    monkeypatch.setattr(nodes, "wipe", wipe)
+    return limits
+
+
+def test_a_node_is_removed_after_its_drain_and_the_clusters_name(site: Site, wiped: list[str | None]) -> None:
+    code, said = site.run("remove", "n3", "--confirm", "no")
+    assert (code, wiped, site.out()["n3"].reason) == (1, [], "removed")
+    assert "/etc/ray/token" in said
+    code, said = site.run("remove", "n3", "--confirm", "c")
+    assert (code, wiped) == (OK, ["n3"])
+    assert "take n3 out of the inventory" in said
+
+
+def test_a_node_that_cannot_be_drained_is_not_wiped(site: Site, wiped: list[str | None]) -> None:
+    site.code = FAILED
+    assert site.run("remove", "n3", "--confirm", "c")[0] == FAILED
+    assert wiped == []

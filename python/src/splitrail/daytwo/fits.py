@@ -6,10 +6,12 @@ Asks the inventory alone and contacts no host.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from splitrail.inventory.check import check
 from splitrail.inventory.fault import InventoryError
+from splitrail.inventory.reader import NotYaml, load
 from splitrail.inventory.resolve import Fleet, Unknown, Wrong
 from splitrail.project import Project
 from splitrail.topology import Site, TopologyError, serving
@@ -27,13 +29,20 @@ def why_not(
     """
     extra = extra or {}
     try:
-        heads = [host for host in check(project, inventory, extra).members(_HEAD) if host in without]
-        if heads:
-            return [f"{heads[0]} is the head, which runs Ray's control and the entrance"]
+        if head := _head(inventory, without):
+            return [f"{head} is the head, which runs Ray's control and the entrance"]
         rest = check(project, inventory, extra, without)
     except InventoryError as error:
         return [str(fault) for fault in error.faults]
     return _topology(Fleet(rest))
+
+
+def _head(inventory: str, among: Collection[str]) -> str | None:
+    """The head, if it is among these hosts. Where the inventory is not read here, the check misses it."""
+    try:
+        return next((host for host in load(Path(inventory)).members(_HEAD) if host in among), None)
+    except (NotYaml, OSError):
+        return None
 
 
 def _topology(fleet: Fleet) -> list[str]:

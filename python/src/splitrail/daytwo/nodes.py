@@ -1,4 +1,4 @@
-"""`splitrail drain`, `undrain` and `add`: a node out of service and back, without a failed request."""
+"""`splitrail drain`, `undrain`, `add`, `remove`: a node out of service and back, without a failed request."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from splitrail.daytwo import quarantine
 from splitrail.daytwo.cli import Inventory, Json, could_not_run, print_json, refused
 from splitrail.daytwo.fits import why_not
+from splitrail.daytwo.reset import look, preview, require_name, wipe
 from splitrail.inventory.before import given
 from splitrail.inventory.check import check as check_inventory
 from splitrail.inventory.fault import InventoryError
@@ -116,6 +117,33 @@ def add(
             )
         report = bring_in(asked, "add", prove=True)
     _end(asked, report, f"{node} is in the cluster; `splitrail serve` and `splitrail rebalance` may use it")
+
+
+def remove(
+    *,
+    node: Node,
+    inventory: Inventory = None,
+    models: Annotated[bool, typer.Option("--models", help="Delete the models' weights on it too.")] = False,
+    confirm: Annotated[
+        str | None, typer.Option("--confirm", help="The cluster's name, in place of typing it.")
+    ] = None,
+    extra_vars: ExtraVars = None,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Drain a node for good, and delete what serving left on it, after showing it and asking for the name."""
+    with _told("remove", as_json):
+        asked = _asked(node, inventory, as_json, _given(extra_vars, False, verbose))
+        report = take_out(asked, "removed")
+        if report.code == OK:
+            with quarantine.let_in(node):
+                options = replace(asked.options, limit=node)
+                cluster, items = look(asked.project, options, models=models)
+                for line in preview(items, last=False):
+                    asked.console.print(Text(line), soft_wrap=True)
+                require_name("remove", cluster, confirm, asked.console)
+                report = wipe(asked.project, options, items, cluster, models=models, console=asked.console)
+    _end(asked, report, f"take {node} out of the inventory, then: splitrail quarantine release {node}")
 
 
 def take_out(asked: Asked, reason: str) -> Report:

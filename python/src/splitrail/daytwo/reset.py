@@ -15,7 +15,7 @@ from rich.text import Text
 
 from splitrail.daytwo.cli import Inventory, Json, could_not_run, print_json, refused
 from splitrail.project import Project, ProjectError
-from splitrail.run.execute import OK, execute, summarize
+from splitrail.run.execute import OK, Report, execute, summarize
 from splitrail.run.playbook import CannotRun, Options
 from splitrail.run.status import ask
 
@@ -45,41 +45,62 @@ def reset(
     console = Console(stderr=as_json, highlight=False)
     try:
         project = Project.find(Path.cwd())
-        given = (*(extra_vars or ()), json.dumps({"reset_models": models}))
-        options = Options(project.inventory(inventory), extra_vars=given, verbosity=verbose)
-        found, why = ask(project, PREVIEW, options, "splitrail_reset")
-        if found is None:
-            raise CannotRun(str(why))
-        cluster, items = str(found["cluster"]), found["hosts"]
+        options = Options(project.inventory(inventory), extra_vars=tuple(extra_vars or ()), verbosity=verbose)
+        cluster, items = look(project, options, models=models)
         for line in preview(items):
             console.print(Text(line), soft_wrap=True)
         if check:
             if as_json:
                 print_json({"ok": True, "exit_code": OK, "cluster": cluster, "items": items})
             raise typer.Exit(OK)
-        if not _meant(cluster, confirm, console):
-            raise refused("reset", f"nothing was deleted: the confirmation is the cluster's name, {cluster}")
-        own = json.dumps({"reset_items": items, "reset_confirmed": cluster})
-        told = replace(options, extra_vars=(*given, own))
-        report = execute(project, "reset", PLAYBOOK, told, resume=False, console=console)
+        require_name("reset", cluster, confirm, console)
+        report = wipe(project, options, items, cluster, models=models, console=console)
     except (CannotRun, ProjectError) as error:
         raise could_not_run("reset", error, as_json=as_json) from error
-    # It is begun anew: it shows first what is left.
-    report = replace(report, resume=None)
     summarize(report, console)
     if as_json:
         print_json(report.document())
     raise typer.Exit(report.code)
 
 
-def preview(found: Items) -> list[str]:
-    """The lines that say what would be deleted where."""
+def look(project: Project, options: Options, *, models: bool) -> tuple[str, Items]:
+    """The cluster's name, and what a reset would delete by host. Raises CannotRun without an answer."""
+    found, why = ask(project, PREVIEW, _with(options, {"reset_models": models}), "splitrail_reset")
+    if found is None:
+        raise CannotRun(str(why))
+    return str(found["cluster"]), found["hosts"]
+
+
+def require_name(command: str, cluster: str, confirm: str | None, console: Console) -> None:
+    """Ask for the cluster's name, unless it is given. Raises typer.Exit for another one."""
+    if confirm is None:
+        console.print(Text(f"type the cluster's name to delete this ({cluster}): "), end="")
+        confirm = sys.stdin.readline().strip()
+    if confirm != cluster:
+        raise refused(command, f"nothing was deleted: the confirmation is the cluster's name, {cluster}")
+
+
+def wipe(
+    project: Project, options: Options, items: Items, cluster: str, *, models: bool, console: Console
+) -> Report:
+    """Stop what serves on the hosts of the options, and delete exactly these items."""
+    own = {"reset_models": models, "reset_items": items, "reset_confirmed": cluster}
+    report = execute(project, "reset", PLAYBOOK, _with(options, own), resume=False, console=console)
+    # It is begun anew: it shows first what is left.
+    return replace(report, resume=None)
+
+
+def preview(found: Items, *, last: bool = True) -> list[str]:
+    """The lines that say what would be deleted where; ``last``: nothing serves afterwards."""
     lines = []
     for host, items in sorted(found.items()):
         total = sum(int(item["bytes"]) for item in items)
         lines.append(f"{host}: {len(items)} things, {_amount(total)}" if items else f"{host}: nothing")
         lines += [f"  {item['kind']:6} {item['name']}  {_amount(int(item['bytes']))}" for item in items]
-    lines.append("the application, its entrance and Ray are stopped first: every request fails from then on")
+    if last:
+        lines.append(
+            "application, entrance and Ray are stopped first: every request fails from then on"
+        )
     return lines
 
 
@@ -90,8 +111,5 @@ def _amount(count: int) -> str:
     return f"{count} B"
 
 
-def _meant(cluster: str, confirm: str | None, console: Console) -> bool:
-    if confirm is None:
-        console.print(Text(f"type the cluster's name to delete this ({cluster}): "), end="")
-        confirm = sys.stdin.readline().strip()
-    return confirm == cluster
+def _with(options: Options, own: Mapping[str, Any]) -> Options:
+    return replace(options, extra_vars=(*options.extra_vars, json.dumps(dict(own))))
