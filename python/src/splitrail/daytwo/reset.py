@@ -98,9 +98,7 @@ def preview(found: Items, *, last: bool = True) -> list[str]:
         lines.append(f"{host}: {len(items)} things, {_amount(total)}" if items else f"{host}: nothing")
         lines += [f"  {item['kind']:6} {item['name']}  {_amount(int(item['bytes']))}" for item in items]
     if last:
-        lines.append(
-            "application, entrance and Ray are stopped first: every request fails from then on"
-        )
+        lines.append("application, entrance and Ray are stopped first: every request fails from then on")
     return lines
 
 
