@@ -83,7 +83,10 @@ def verb(hosts: str, *argv: str, meanwhile: Callable[[], None] | None = None) ->
 
 @dataclass
 class Fault:
-    """One way to break the fabric; one of the checks ``names`` has to say so, of ``host`` and ``rail``."""
+    """One way to break the fabric; one of the checks ``names`` has to say so, of ``host`` and ``rail``.
+
+    ``rail`` is empty where no single one is at fault.
+    """
 
     title: str
     host: str
@@ -164,8 +167,9 @@ def faults(host: str, tenth_mbit: float) -> list[Fault]:
         Fault("firmware value pending", host, "rail0", DRIFT, ("roce_nic.firmware",),
               lambda: void(on(host, f"{FIRMWARE} ATS_ENABLED=1")),
               lambda: void(on(host, f"{FIRMWARE} ATS_ENABLED=0"))),
-        Fault("UCX forced to TCP", host, "rail0", (*VALIDATE, "-e", json.dumps(FORCED)),
-              ("validate.rdma_bytes",), lambda: None, lambda: None),
+        # Of all rails alike, so none is to be named.
+        Fault("UCX forced to TCP", host, "", (*VALIDATE, "-e", json.dumps(FORCED)),
+              ("validate.ucx_tls",), lambda: None, lambda: None),
         Fault("a node stops answering amid the mesh", host, "rail", PROVE, ("fabric.node",),
               lambda: None, lambda: splitrail_up(host),
               meanwhile=lambda: cut_power_amid_the_mesh(host)),

@@ -65,7 +65,8 @@ def main() -> int:
     try:
         write(host, UNIT, rendered_unit())
         write(host, f"{UNIT}.d/proof.conf", IN_ITS_PLACE)
-        on(host, "systemctl daemon-reload && systemctl enable ray.service")
+        # What is not on the disk yet is lost with the power.
+        on(host, "systemctl daemon-reload && systemctl enable ray.service && sync")
         splitrail("lab", "power", "-i", INVENTORY, "cycle", host)
         settled(host)
         (back,) = shown(host, "splitrail-roce.service", "ExecMainExitTimestampMonotonic")
