@@ -112,7 +112,7 @@ def test_unsteady_points_are_shown_with_their_reason_and_never_matched(measured:
     (asked,) = by_workload(sources)
     assert [point.qps for _, point, _ in matches(asked.curves)] == [1, 2]
     text = page(sources, [(asked, list(figures(asked, None, None)))])
-    assert "no: requests in flight: 3 to 90" in text
+    assert "<small>requests in flight: 3 to 90</small>" in text
     assert "a &lt;b&gt; run" in text
     assert "<script src" not in text
     assert "http" not in text.split("</script>")[0].split("<script>")[0]
