@@ -63,6 +63,11 @@ def test_a_host_that_failed_for_itself_is_left_out_with_its_evidence(judged: Dec
     assert (run.quarantined, run.open_failures, run.through) == (["n2"], [], True)
 
 
+def test_a_host_that_cannot_be_reached_is_left_out_too(judged: Decide) -> None:
+    gone = failed("n2", "preflight").model_copy(update={"status": "unreachable"})
+    assert judged(made(gone)).hosts["n2"].reason == "could not be reached in preflight"
+
+
 @pytest.mark.parametrize(
     ("run", "more", "why"),
     [
