@@ -7,9 +7,11 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 
 from splitrail.ansible.modules.splitrail_listeners import decode, findings, held, listening, sockets
 
+ROOT = Path(__file__).parents[3]
 UNIT = "ray.service"
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 # An address of 10.87.0.11 on a machine of little-endian words; state 0A listens, 01 is a connection.
@@ -103,3 +105,29 @@ def test_a_container_with_a_cgroup_of_its_own_is_of_the_unit(proc: Path) -> None
     (proc / "12/stat").write_text("12 (gcs_server) S 1 12 12 0 -1\n")  # its parent is init, by way of conmon
     assert ("0.0.0.0", 6379) not in held(proc, UNIT)  # noqa: S104  the address as it is shown
     assert ("0.0.0.0", 6379) in held(proc, UNIT, {12})  # noqa: S104  as above
+
+
+@pytest.mark.parametrize(
+    ("command", "excused"),
+    [
+        # As they stood on the lab's head and on a node with engines.
+        ("/opt/venv/lib/python3.11/site-packages/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp/ray", True),
+        ("ray-dashboard-ServeHead-0 (/opt/venv/bin/python3 -c from multiprocessing.forkserver)", True),
+        ("ray::IDLE", True),
+        ("ray::ServeReplica:llm-a:OpenAiIngress", True),
+        ("VLLM::EngineCore", True),
+        ("/usr/bin/python3 -m http.server 8000", False),
+        ("/usr/bin/ray-dashboard-of-somebody", False),
+    ],
+)
+def test_the_role_excuses_what_ray_cannot_be_told_and_nothing_else(command: str, *, excused: bool) -> None:
+    role = yaml.safe_load((ROOT / "roles/ray_cluster/vars/main.yml").read_text())
+    (made,) = findings(
+        "x.listeners",
+        UNIT,
+        {("::", 18307): command},
+        ["10.87.0.11"],
+        everywhere=role["__ray_cluster_everywhere"],
+        hint="Do.",
+    )
+    assert made["ok"] is excused
