@@ -105,12 +105,11 @@ def test_a_secret_that_shows_is_found(host: Host, leaks: Callable[[Host, str], l
     host.check_output("rm -r /root/planted")
 
 
-@pytest.mark.broken
+@pytest.mark.broken("mol-head")
 def test_a_head_that_is_killed_is_the_same_cluster_when_it_is_back(host: Host) -> None:
     """What runs on the worker lives on, and the head knows it again."""
     if NODES[host.backend.get_hostname()][0] != HEAD:
-        assert sorted(alive(host)) == sorted(address for address, _ in NODES.values())
-        return
+        pytest.skip("the head is killed once, from its own node")
     assert len(alive(host)) == len(NODES)
     actor, process, count = counted(host)
     before = host.check_output("podman inspect --format '{{.Id}}' ray")
@@ -118,7 +117,8 @@ def test_a_head_that_is_killed_is_the_same_cluster_when_it_is_back(host: Host) -
     end = time.monotonic() + 150
     while time.monotonic() < end:
         container = host.run("podman inspect --format '{{.Id}}' ray")
-        nodes = host.run("podman exec ray ray list nodes --filter state=ALIVE --format json")
+        # podman's 255 for a container that is not up yet would read as SSH's.
+        nodes = host.run("podman exec ray ray list nodes --filter state=ALIVE --format json || exit 1")
         another = container.rc == 0 and container.stdout.strip() != before
         if another and nodes.rc == 0 and len(json.loads(nodes.stdout)) == len(NODES):
             break
