@@ -14,7 +14,7 @@ import yaml
 
 from splitrail.project import Project
 from splitrail.render import INDEX, RenderError, Rendering, place, render
-from splitrail.run.playbook import Options
+from splitrail.run.playbook import CannotRun, Options
 from splitrail.topology import load
 
 ROOT = Path(__file__).parents[2]
@@ -305,7 +305,7 @@ def test_a_bad_inventory_leaves_the_former_rendering(tmp_path: Path) -> None:
     (out / INDEX).write_text("{}\n")
     rail = {"rail": 0, "pci": "0000:0c:00.0", "address": "10.30.0.0/31", "gateway": "10.30.0.9"}
     with pytest.raises(
-        RenderError, match=r"mi325x-1: .*rail 0: gateway 10\.30\.0\.9 is not on the link 10\.30\.0\.0/31"
+        CannotRun, match=r"mi325x-1, .*rail 0: gateway 10\.30\.0\.9 is not on the link 10\.30\.0\.0/31"
     ):
         render(PROJECT, options("mi325x", roce_nic_rails=[rail]), out)
     assert tree(out) == {INDEX: "{}\n"}
@@ -314,7 +314,7 @@ def test_a_bad_inventory_leaves_the_former_rendering(tmp_path: Path) -> None:
 
 def test_one_address_on_two_nodes_is_refused(tmp_path: Path) -> None:
     rail = {"rail": 0, "pci": "0000:0c:00.0", "address": "10.30.0.0/31"}
-    with pytest.raises(RenderError, match=r"claimed by more than one node: 10\.30\.0\.0/31"):
+    with pytest.raises(CannotRun, match=r"mi325x-2, .*rail 0 has the address .* that of rail 0 of mi325x-1"):
         render(PROJECT, options("mi325x", roce_nic_rails=[rail]), tmp_path / "out")
 
 

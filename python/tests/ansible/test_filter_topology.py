@@ -33,6 +33,7 @@ def test_tagged_values_come_out_plain_with_every_default() -> None:
     filled = splitrail_topology(loaded())
     assert filled["pools"]["decode"] == {
         "replicas": 2,
+        "spare": 0,
         "tensor_parallel_size": 1,
         "data_parallel_size": 1,
         "max_ongoing_requests": 1000,
