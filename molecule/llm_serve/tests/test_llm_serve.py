@@ -57,6 +57,7 @@ def test_what_runs_is_the_last_good_config(head: Host) -> None:
     assert running == {app["name"]: app for app in kept["applications"]}
 
 
+@pytest.mark.broken
 def test_every_replica_had_answered_when_the_deploy_ended(
     head: Host, verdicts: Callable[[str, Host], dict[str, Any]]
 ) -> None:
