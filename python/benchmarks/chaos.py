@@ -148,7 +148,7 @@ def nft(words: str) -> None:
 @contextmanager
 def broken(fault: str, verb: str, command: subprocess.Popen[str]) -> Iterator[None]:
     """Inject a fault; it is healed at the end."""
-    heal: Callable[[], object] = lambda: None  # noqa: E731
+    heal: Callable[[], object] = lambda: None  # noqa: E731  # nothing to heal, where a fault heals itself
     if fault == "interrupt":
         command.send_signal(signal.SIGINT)
     elif fault == "kill":
