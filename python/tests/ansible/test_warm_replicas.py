@@ -90,7 +90,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.request_queue_size = 64
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    fake.port = server.server_port  # type: ignore[attr-defined]
+    fake.port = server.server_port  # type: ignore[attr-defined]  # a mark for the test alone
     yield fake
     server.shutdown()
     server.server_close()
