@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from splitrail.fabric.mesh import Mesh
 from splitrail.fabric.mesh_data import Journal, Node, RailPort, Result, Settings
 
 FAKE = Path(__file__).parent / "perftest.py"
+# Each worker of the tests has its own: a mesh takes it for granted that no other one runs on its nodes.
+PORT = 23000 + 500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 class Fabric:
@@ -23,6 +25,7 @@ class Fabric:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.port = PORT
         self.plan: dict[str, dict[str, Any]] = {}
         self.channels: dict[str, ProcessChannel] = {}
         tools = folder / "bin"
@@ -30,12 +33,6 @@ class Fabric:
         for name in ("ib_write_bw", "ib_write_lat"):
             # No copy: what was just written may be refused as busy, and a real tool be found instead.
             (tools / name).symlink_to(FAKE)
-        self.environment = {
-            **os.environ,
-            "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "FAKE_FABRIC": str(folder / "plan.json"),
-            "FAKE_ROOT": str(folder / "root"),
-        }
 
     def nodes(self, names: str, rails: int = 2, **more: Any) -> list[Node]:
         made = []
@@ -60,22 +57,19 @@ class Fabric:
         return made
 
     def open(self, node: Node) -> Agent:
-        (self.folder / "plan.json").write_text(json.dumps(self.plan))
+        # In one piece: another agent's test may read the plan at this moment.
+        with tempfile.NamedTemporaryFile("w", dir=self.folder, delete=False) as plan:
+            plan.write(json.dumps(self.plan))
+        Path(plan.name).replace(self.folder / "plan.json")
         command = [sys.executable, *boot_command(AGENT.stat().st_size, sudo=False)[1:]]
-        before, os.environ["PATH"] = os.environ["PATH"], self.environment["PATH"]
-        try:
-            for key in ("FAKE_FABRIC", "FAKE_ROOT"):
-                os.environ[key] = self.environment[key]
-            channel = ProcessChannel(command)
-        finally:
-            os.environ["PATH"] = before
+        channel = ProcessChannel(command)
         self.channels[node.name] = channel
         agent = Agent(node.name, channel)
-        agent.ask("hello", 20, root=self.environment["FAKE_ROOT"])
+        agent.ask("hello", 20, root=str(self.folder / "root"))
         return agent
 
     def mesh(self, nodes: list[Node], run: str = "run", **settings: Any) -> Mesh:
-        given = Settings(**{"timeout_s": 15, "port": 23000, **settings})
+        given = Settings(**{"timeout_s": 15, "port": self.port, **settings})
         return Mesh(nodes, given, self.open, Journal(self.folder / run))
 
     def measure(self, nodes: list[Node], **settings: Any) -> Result:
@@ -83,7 +77,11 @@ class Fabric:
 
 
 @pytest.fixture
-def fabric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fabric]:
+def fabric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fabric:
     # Nobody is on the wire here, so nothing would be heard however long one listens.
     monkeypatch.setattr("splitrail.fabric.mesh.WIRING_S", 0.1)
-    yield Fabric(tmp_path)
+    # For the whole test, not around each start: a mesh starts its agents side by side.
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_FABRIC", str(tmp_path / "plan.json"))
+    monkeypatch.setenv("FAKE_ROOT", str(tmp_path / "root"))
+    return Fabric(tmp_path)

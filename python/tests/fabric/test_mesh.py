@@ -57,7 +57,7 @@ def test_a_test_without_a_figure_is_an_error_and_costs_its_timeout(
 
 
 def test_a_taken_port_is_passed_over(fabric: Any) -> None:
-    with socket.create_server(("0.0.0.0", 23000)):  # noqa: S104
+    with socket.create_server(("0.0.0.0", fabric.port)):  # noqa: S104
         result = fabric.measure(fabric.nodes("ab", rails=1))
     assert [r.error for r in result.readings] == ["", ""]
 
@@ -200,7 +200,7 @@ def test_a_sample_leaves_pairs_out_and_says_how_many(fabric: Any) -> None:
 
 def test_resumed_it_measures_only_what_is_missing_or_was_bad(fabric: Any) -> None:
     fabric.plan = {"a0>b0": {"error": "Failed status 12"}}
-    nodes, settings = fabric.nodes("abc", rails=1), Settings(timeout_s=15, port=23000)
+    nodes, settings = fabric.nodes("abc", rails=1), Settings(timeout_s=15, port=fabric.port)
     fabric.mesh(nodes, run="one").run("test")
     (fabric.folder / "two").mkdir()
     (fabric.folder / "two/run.json").write_text(json.dumps({"resumes": "one"}))

@@ -128,3 +128,23 @@ def test_an_interrupt_starts_nothing_more_and_takes_the_labs_down(
     assert test.test(tmp_path, Console(file=StringIO())) == 130
     assert not (tmp_path / "second").exists()
     assert order == ["down before", "down after"]
+
+
+@pytest.mark.parametrize(("second_time", "code"), [("pass", 0), ("raise AssertionError", 1)])
+def test_a_unit_test_that_failed_is_run_once_more_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second_time: str, code: int
+) -> None:
+    (unit,) = [step for step in check.steps(tmp_path) if step.name == check.UNIT_TESTS]
+    monkeypatch.setattr(check, "steps", lambda _root: [unit])
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python/test_it.py").write_text(
+        "from pathlib import Path\n\n"
+        "def test_always():\n    Path('always').open('a').write('.')\n\n"
+        "def test_busy():\n"
+        "    if not Path('once').exists():\n        Path('once').touch()\n        raise AssertionError\n"
+        f"    {second_time}\n"
+    )
+    said = StringIO()
+    assert check.check(tmp_path, Console(file=said, width=300)) == code
+    assert (tmp_path / "python/always").read_text() == "."
+    assert ("FLAKY" in said.getvalue()) == (code == 0)
