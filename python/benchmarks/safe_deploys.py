@@ -38,11 +38,11 @@ def endpoint() -> str:
     return f"http://{hosts['all']['children']['head']['hosts']['lab-head']['ansible_host']}:8000"
 
 
-def client() -> httpx.Client:
-    """Someone with the lab's key."""
+def client(timeout_s: float = 120) -> httpx.Client:
+    """Someone with the lab's key, who waits so long for each piece of an answer."""
     key = (ROOT / ".secrets/lab/api_key").read_text().strip()
     return httpx.Client(
-        base_url=endpoint(), headers={"Authorization": f"Bearer {key}"}, timeout=120, trust_env=False
+        base_url=endpoint(), headers={"Authorization": f"Bearer {key}"}, timeout=timeout_s, trust_env=False
     )
 
 
@@ -79,11 +79,12 @@ class Load:
     right: list[list[int]]
     stop: threading.Event = field(default_factory=threading.Event)
     ended: list[tuple[float, float, str]] = field(default_factory=list)
+    timeout_s: float = 120
 
     def send(self, first: int) -> None:
         """One client: a request a second, or as soon as the one before has ended."""
         number = first
-        with client() as who:
+        with client(self.timeout_s) as who:
             while not self.stop.is_set():
                 began = time.monotonic()
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 
 import httpx
@@ -13,6 +14,7 @@ ADDRESS = "10.88.0.11"
 KEYS = ["5ca1ab1e5ca1ab1e5ca1ab1e5ca1ab1e", "0ddba11c0ddba11c0ddba11c0ddba11c"]
 OPEN = {"Authorization": f"Bearer {KEYS[0]}"}
 PIECES, APART_S = 5, 0.2  # of the stand-in's stream
+WAIT_S = 2.0
 
 
 @pytest.fixture
@@ -44,6 +46,49 @@ def test_a_stream_comes_in_pieces(client: httpx.Client) -> None:
         times = [time.monotonic() for line in answer.iter_lines() if line]
     assert len(times) == PIECES
     assert times[-1] - times[0] > (PIECES - 2) * APART_S
+
+
+def hold(host: Host, seconds: int) -> None:
+    """Let requests wait, or let them in: the role's share.yml says the same through this socket."""
+    until = int(time.time()) + seconds if seconds else 0
+    command = f"set map /etc/haproxy/splitrail/share.map until {until}"
+    host.check_output(
+        "python3 -c 'import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        f" s.sendall((sys.argv[2] + chr(10)).encode()); s.recv(100)' /run/haproxy/admin.sock '{command}'"
+    )
+
+
+def test_requests_can_wait_and_are_answered_once_they_are_let_in(client: httpx.Client, host: Host) -> None:
+    took: list[float] = []
+
+    def ask() -> None:
+        began = time.monotonic()
+        with client.stream("POST", "/v1/completions", content=b"x" * 50_000, headers=OPEN) as answer:
+            pieces = [line for line in answer.iter_lines() if line]
+        if len(pieces) == PIECES:
+            took.append(time.monotonic() - began)
+
+    hold(host, 60)
+    try:
+        asking = threading.Thread(target=ask)
+        asking.start()
+        asking.join(WAIT_S)
+        assert asking.is_alive()
+        # Who asks for its health does not wait, and who has no key is told so.
+        assert client.get("/health").status_code == httpx.codes.OK
+        assert client.post("/v1/completions").status_code == httpx.codes.UNAUTHORIZED
+    finally:
+        hold(host, 0)
+    asking.join(20)
+    assert took
+    assert took[0] > WAIT_S
+
+
+def test_no_request_waits_longer_than_was_said(client: httpx.Client, host: Host) -> None:
+    hold(host, 3)
+    began = time.monotonic()
+    assert client.get("/v1/models", headers=OPEN).status_code == httpx.codes.OK
+    assert 1 < time.monotonic() - began < 6  # noqa: PLR2004  s around the three
 
 
 def test_it_listens_on_one_address(host: Host) -> None:

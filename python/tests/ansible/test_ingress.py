@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,7 +49,7 @@ class Haproxy:
     """HAProxy's socket: a map, the slots' sessions, the last requests."""
 
     def __init__(self, path: Path, name: str) -> None:
-        self.share, self.left, self.deaf = 0, [0, 0], False
+        self.map, self.left, self.deaf = {"b": 0, "until": 0}, [0, 0], False
         self.name = name
         self.server = socket.socket(socket.AF_UNIX)
         self.server.bind(str(path))
@@ -69,11 +71,11 @@ class Haproxy:
             rows = [f"slot_{slot},BACKEND,0,0,{count if slot == 'a' else 0}" for slot in "ab"]
             return "\n".join(["# pxname,svname,qcur,qmax,scur", "slot_a,serve,0,0,9", *rows, "", ""])
         if command == f"show map {self.name}":
-            return f"0x55d0 b {self.share}\n\n"
-        if command.startswith(f"set map {self.name} b "):
-            if self.deaf:
+            return "".join(f"0x55d0 {key} {value}\n" for key, value in self.map.items()) + "\n"
+        if match := re.fullmatch(rf"(set|add) map {re.escape(self.name)} (\w+) (\d+)", command):
+            if self.deaf or (match[1] == "set") != (match[2] in self.map):
                 return "entry not found.\n"
-            self.share = int(command.rpartition(" ")[2])
+            self.map[match[2]] = int(match[3])
             return "\n"
         return LINES if command == "show events requests" else f"Unknown command: {command}\n"
 
@@ -82,7 +84,7 @@ class Haproxy:
 def place(tmp_path: Path) -> Path:
     """The map."""
     path = tmp_path / "share.map"
-    path.write_text("b 0\n")
+    path.write_text("b 0\nuntil 0\n")
     return path
 
 
@@ -96,29 +98,66 @@ def haproxy(tmp_path: Path, place: Path) -> Iterator[Haproxy]:
 
 def divide(place: Path, *, check_mode: bool = False, **given: Any) -> Json:
     """Apply the module."""
-    params = {"share_b": None, "drained": None, "timeout_s": 1, "since": 0, "map": str(place), **given}
+    params: Json = {
+        "share_b": None,
+        "hold_s": None,
+        "drained": [],
+        "timeout_s": 1,
+        "since": 0,
+        "map": str(place),
+    }
+    params |= given
     return settle(params, Admin(str(place.with_name("admin.sock"))), check_mode=check_mode)
 
 
 def test_a_share_is_in_force_and_stays(haproxy: Haproxy, place: Path) -> None:
     assert divide(place, share_b=20, check_mode=True)["changed"] is True
-    assert (haproxy.share, place.read_text()) == (0, "b 0\n")
+    assert (haproxy.map["b"], place.read_text()) == (0, "b 0\nuntil 0\n")
     assert divide(place, share_b=20)["changed"] is True
-    assert (haproxy.share, place.read_text(), place.stat().st_mode & 0o777) == (20, "b 20\n", 0o600)
+    assert (haproxy.map["b"], place.read_text()) == (20, "b 20\nuntil 0\n")
+    assert place.stat().st_mode & 0o777 == 0o600
     assert divide(place, share_b=20)["changed"] is False
     assert divide(place)["share_b"] == 20
 
 
 def test_a_share_that_is_not_written_down_is(haproxy: Haproxy, place: Path) -> None:
-    haproxy.share = 20
+    haproxy.map["b"] = 20
     assert divide(place, share_b=20)["changed"] is True
-    assert place.read_text() == "b 20\n"
+    assert place.read_text() == "b 20\nuntil 0\n"
 
 
 def test_a_share_that_haproxy_does_not_take_is_an_error(haproxy: Haproxy, place: Path) -> None:
     haproxy.deaf = True
-    with pytest.raises(IngressError, match="did not take the share 20 for slot b: entry not found"):
+    with pytest.raises(IngressError, match=r"did not take 20 for b in .*: entry not found"):
         divide(place, share_b=20)
+
+
+def test_requests_wait_until_a_time_and_are_let_in(haproxy: Haproxy, place: Path) -> None:
+    began = int(time.time())
+    assert divide(place, hold_s=60, check_mode=True)["changed"] is True
+    assert haproxy.map["until"] == 0
+    held = divide(place, hold_s=60, share_b=0)
+    assert began + 60 <= held["held_until"] <= time.time() + 60
+    assert haproxy.map == {"b": 0, "until": held["held_until"]}
+    assert place.read_text() == f"b 0\nuntil {held['held_until']}\n"
+    # A share that changes meanwhile lets nobody in.
+    assert divide(place, share_b=20)["held_until"] == held["held_until"]
+    assert divide(place, hold_s=0)["changed"] is True
+    assert haproxy.map == {"b": 20, "until": 0}
+    assert divide(place, hold_s=0)["changed"] is False
+
+
+def test_a_map_from_before_requests_could_wait(haproxy: Haproxy, place: Path) -> None:
+    del haproxy.map["until"]
+    place.write_text("b 0\n")
+    assert divide(place)["held_until"] == 0
+    assert divide(place, hold_s=60)["held_until"] == haproxy.map["until"] > 0
+
+
+@pytest.mark.usefixtures("haproxy")
+def test_a_time_to_wait_is_not_negative(place: Path) -> None:
+    with pytest.raises(IngressError, match="write seconds, or 0"):
+        divide(place, hold_s=-1)
 
 
 @pytest.mark.usefixtures("haproxy")
@@ -139,11 +178,11 @@ def test_without_the_map_or_haproxy_the_cure_is_named(place: Path) -> None:
 
 def test_it_waits_until_a_slot_has_no_request_left(haproxy: Haproxy, place: Path) -> None:
     haproxy.left = [2, 1, 0]
-    assert divide(place, drained="a")["slots"]["a"]["in_flight"] == 0
+    assert divide(place, drained=["a"])["slots"]["a"]["in_flight"] == 0
     haproxy.left = [1]
     with pytest.raises(IngressError, match=r"slot a still has 1 requests after 0\.1 s"):
-        divide(place, drained="a", timeout_s=0.1)
-    assert divide(place, drained="b")["changed"] is False
+        divide(place, drained=["a"], timeout_s=0.1)
+    assert divide(place, drained=["b"])["changed"] is False
 
 
 def test_what_the_slots_answered() -> None:

@@ -27,6 +27,7 @@ class Site:
         self.started: list[tuple[str, str, list[list[str]]]] = []
         self.fails: dict[str, str] = {}
         self.code = FAILED
+        self.held: list[int] = []
         for part in ("inventories", "playbooks", "roles", "templates"):
             shutil.copytree(ROOT / part, root / part)
         for part in ("ansible.cfg", "site.yml"):
@@ -39,6 +40,7 @@ class Site:
         release = json.loads(options.extra_vars[-1])["release"]["name"]
         parts = [[path.stem for path in step.playbooks] for step in more["steps"]]
         self.started.append((verb, release, parts))
+        self.held.append(json.loads(options.extra_vars[-2])["down_hold_s"])
         failed = self.fails.get(verb)
         failures = [Failure(host="lab-head", status="failed", play=0, role=None, task="t", message="no")]
         run = Run(
@@ -70,7 +72,15 @@ FORWARD = [["image", "validate"], ["down", "cluster", "serve", "smoke"]]
 def test_it_is_prepared_beside_and_then_switched(site: Site) -> None:
     code, said = site.run("--to", "cpu-next")
     assert (code, site.started) == (OK, [("upgrade", "cpu-next", FORWARD)]), said
-    assert said.index("requests fail from `down`") < said.index("cpu-next serves. Write it into")
+    assert said.index("wait at the entrance, each for 600 s at most") < said.index(
+        "cpu-next serves. Write it into"
+    )
+    assert site.held == [600]
+
+
+def test_requests_may_fail_at_once_instead(site: Site) -> None:
+    assert "new ones fail until it serves" in site.run("--to", "cpu-next", "--hold", "0")[1]
+    assert site.held == [0]
 
 
 def test_what_served_comes_back_where_the_other_does_not_serve(site: Site) -> None:

@@ -24,6 +24,8 @@ from splitrail.run.playbook import CannotRun, Options, Step
 
 # Beside what serves: nothing of it is interrupted.
 PREPARE = ("image", "validate")
+# What OpenAI's own clients wait for an answer by default.
+HOLD_S = 600
 # One Ray cluster is of one version, and prefill and decode exchange KV caches: all nodes change at once.
 SWITCH = ("down", "cluster", "serve", "smoke")
 
@@ -37,18 +39,21 @@ def upgrade(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Predict, change nothing.")] = False,
     as_json: Json = False,
+    hold: Annotated[
+        int,
+        typer.Option(min=0, help="Seconds that a request may wait for the other release; 0: it fails."),
+    ] = HOLD_S,
     verbose: Annotated[int, typer.Option("-v", count=True, help="Show Ansible's own output.")] = 0,
 ) -> None:
-    """Build and prove another release beside what serves, then serve with it; a short interruption.
+    """Build and prove another release beside what serves, then serve with it; requests wait meanwhile.
 
     Where it does not come to serve, what served before is brought back (exit code 1).
     """
     console = Console(stderr=as_json, highlight=False)
     try:
         project = Project.find(Path.cwd())
-        options = Options(
-            project.inventory(inventory), extra_vars=tuple(extra_vars or ()), check=check, verbosity=verbose
-        )
+        told = (*(extra_vars or ()), json.dumps({"down_hold_s": hold}))
+        options = Options(project.inventory(inventory), extra_vars=told, check=check, verbosity=verbose)
         before = current(project, options)
         after = chosen(project, to)
         if before.get("platform") != after.get("platform"):
@@ -56,7 +61,7 @@ def upgrade(
                 "upgrade",
                 f"release {to} is for {after.get('platform')}, and the cluster for {before.get('platform')}",
             )
-        for line in plan(str(before.get("name")), to):
+        for line in plan(str(before.get("name")), to, hold):
             console.print(Text(line), soft_wrap=True)
         report = _run(project, "upgrade", (PREPARE, SWITCH), options=options, release=after, console=console)
         summarize(report, console)
@@ -90,12 +95,13 @@ def chosen(project: Project, name: str) -> dict[str, Any]:
     return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def plan(before: str, after: str) -> list[str]:
-    """What is going to happen, in words."""
+def plan(before: str, after: str, hold: int) -> list[str]:
+    """What is going to happen, in words; a request may wait ``hold`` seconds."""
+    meanwhile = f"wait at the entrance, each for {hold} s at most," if hold else "fail"
     return [
         f"plan: {before} -> {after}",
         f"  1. {', '.join(PREPARE)}: the image is built, brought and proven beside what serves",
-        f"  2. {', '.join(SWITCH)}: requests fail from `down` until the engines have loaded",
+        f"  2. {', '.join(SWITCH)}: those under way end; new ones {meanwhile} until it serves",
         f"  where 1 fails nothing has changed; where 2 fails, {before} is brought back",
     ]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Choose which share of the requests each slot gets, while they run, and tell what each slot answered."""
+"""Choose which share of the requests each slot gets, or let them wait, and tell what each slot answered."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 module: splitrail_ingress_share
-short_description: Choose the slots' shares of the requests
+short_description: Choose the slots' shares of the requests, or let them wait
 description:
   - Changes the share in HAProxy's memory through its socket, for the next request, and in the map that it
     reads when it starts. Nothing is reloaded, and requests under way stay where they are.
+  - Requests that come while what serves is exchanged can be let wait at the entrance, up to a time, instead
+    of failing.
   - Tells what each slot has answered, by the last requests that HAProxy remembers. Exact in check mode.
 options:
   share_b: {description: Percentage of the requests for slot b; without it none changes., type: int}
-  drained: {description: A slot to wait for until it has no request left., type: str, choices: [a, b]}
+  hold_s: {description: "Let requests that come wait at the entrance, this many seconds at most; 0 lets all
+           in. Without it nothing changes.", type: int}
+  drained: {description: Slots to wait for until they have no request left., type: list, elements: str,
+            choices: [a, b], default: []}
   timeout_s: {description: Longest wait for that., type: float, default: 600}
   since: {description: "Only requests of this time or later count, in seconds since the epoch.", type: float,
           default: 0}
@@ -41,6 +46,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 share_b: {description: Percentage of the requests that go to slot b., type: int, returned: success}
+held_until: {description: "Until when requests wait, in seconds since the epoch; 0: they do not.", type: int,
+             returned: success}
 slots:
   description: >-
     Of each slot C(in_flight), and of its requests since C(since) C(requests), C(errors), C(error_share), and
@@ -90,19 +97,21 @@ class Admin:
         except KeyError as error:
             raise IngressError(f"HAProxy has no backend {error}: run the serve playbook") from error
 
-    def share_b(self, path: str) -> int:
-        """The share of slot b that is in force."""
+    def map(self, path: str) -> dict[str, int]:
+        """The map that is in force: the share of slot b, and until when requests wait."""
         lines = [line.split() for line in self.ask(f"show map {path}").splitlines()]
         try:
-            return next(int(words[2]) for words in lines if words[1:2] == ["b"])
-        except (StopIteration, IndexError, ValueError) as error:
+            found = {words[1]: int(words[2]) for words in lines if words}
+            return {"b": found["b"], "until": found.get("until", 0)}
+        except (KeyError, IndexError, ValueError) as error:
             raise IngressError(f"HAProxy has no share of slot b in {path}: run the serve playbook") from error
 
-    def send_share(self, path: str, share: int) -> None:
-        """Put another share of slot b in force."""
-        said = self.ask(f"set map {path} b {share}").strip()
-        if said or self.share_b(path) != share:
-            raise IngressError(f"HAProxy did not take the share {share} for slot b: {said or HINT}")
+    def send(self, path: str, key: str, value: int) -> None:
+        """Put another value of the map in force."""
+        known = f" {key} " in self.ask(f"show map {path}")
+        said = self.ask(f"{'set' if known else 'add'} map {path} {key} {value}").strip()
+        if said or self.map(path)[key] != value:
+            raise IngressError(f"HAProxy did not take {value} for {key} in {path}: {said or HINT}")
 
 
 class Request(NamedTuple):
@@ -159,12 +168,17 @@ def summary(requests: list[Request]) -> Json:
     }
 
 
-def write(path: Path, share: int) -> None:
+def text(values: dict[str, int]) -> str:
+    """The map as HAProxy reads it."""
+    return "".join(f"{key} {value}\n" for key, value in values.items())
+
+
+def write(path: Path, values: dict[str, int]) -> None:
     """Write the map, whole or not at all."""
     fresh = path.with_name(f".{path.name}.new")
     handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(f"b {share}\n")
+        file.write(text(values))
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
@@ -184,22 +198,30 @@ def drain(admin: Admin, slot: str, timeout_s: float) -> None:
 
 def settle(params: Json, admin: Admin, *, check_mode: bool) -> Json:
     """Do what the module was asked for, and return what it reports."""
-    share, path = params["share_b"], params["map"]
+    share, hold_s, path = params["share_b"], params["hold_s"], params["map"]
     if share is not None and not 0 <= share <= WHOLE:
         raise IngressError(f"share_b is {share}: write a percentage from 0 to 100")
-    before = admin.share_b(path)
-    text = f"b {share}\n"
-    changed = share is not None and (before != share or Path(path).read_text(encoding="utf-8") != text)
+    if hold_s is not None and hold_s < 0:
+        raise IngressError(f"hold_s is {hold_s}: write seconds, or 0 to let all requests in")
+    before = admin.map(path)
+    after = dict(before)
+    if share is not None:
+        after["b"] = share
+    if hold_s is not None:
+        after["until"] = int(time.time()) + hold_s if hold_s else 0
+    asked = share is not None or hold_s is not None
+    changed = asked and (before != after or Path(path).read_text(encoding="utf-8") != text(after))
     if changed and not check_mode:
-        # The file first: what is in force is then never lost.
-        write(Path(path), share)
-        admin.send_share(path, share)
-    if params["drained"] and not check_mode:
-        drain(admin, params["drained"], params["timeout_s"])
+        # The file first: what is in force is then never lost. The time last: whoever waited finds the share.
+        write(Path(path), after)
+        for key, value in after.items():
+            admin.send(path, key, value)
+    for slot in [] if check_mode else params["drained"]:
+        drain(admin, slot, params["timeout_s"])
     slots = answered(admin.ask("show events requests"), params["since"])
     for slot, count in admin.in_flight().items():
         slots[slot]["in_flight"] = count
-    return {"changed": changed, "share_b": before if share is None else share, "slots": slots}
+    return {"changed": changed, "share_b": after["b"], "held_until": after["until"], "slots": slots}
 
 
 def main() -> None:
@@ -207,7 +229,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "share_b": {"type": "int"},
-            "drained": {"type": "str", "choices": list(SLOTS)},
+            "hold_s": {"type": "int"},
+            "drained": {"type": "list", "elements": "str", "choices": list(SLOTS), "default": []},
             "timeout_s": {"type": "float", "default": 600},
             "since": {"type": "float", "default": 0},
             "socket": {"type": "path", "default": "/run/haproxy/admin.sock"},

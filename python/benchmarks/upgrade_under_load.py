@@ -1,0 +1,80 @@
+"""Upgrade the lab to another release and back under a steady load of real requests, and count what fails.
+
+usage: python python/benchmarks/upgrade_under_load.py [HOLD_S]     how long a request may wait; by default 600
+
+The lab must stand and serve (`make lab`), with nothing else of it under way. The other release is the lab's
+own with NIXL 1.5.0, which is what prefill and decode engines exchange KV caches by; its image is built first.
+Two clients send a streamed request of 16 tokens every second each (`safe_deploys.py`) while
+`splitrail upgrade` goes there, for a while after that, and while it comes back; each waits HOLD_S for an
+answer. Prints a Markdown table: seconds, requests that ended meanwhile, how many of them failed or were
+answered wrong, and the longest that one took. Exit code 0 when none failed and none was answered wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import yaml
+from safe_deploys import CLIENTS, PROMPTS, ROOT, Load, ask, client, say, splitrail
+
+RELEASES = ROOT / "inventories/releases"
+NIXL = "1.5.0"
+BETWEEN_S = 60
+
+
+@contextmanager
+def another(of: str) -> Iterator[str]:
+    """A release that differs from one in its NIXL alone; its file is there until the end."""
+    release = yaml.safe_load((RELEASES / f"{of}.yml").read_text())
+    had = release["nixl"]
+    release["name"] = f"{of}-nixl-{NIXL}"
+    release["nixl"] = release["image_test"]["versions"]["nixl"] = NIXL
+    release["wheels"] = [
+        one.replace(had, NIXL) if one.startswith(("nixl==", "nixl-")) else one for one in release["wheels"]
+    ]
+    file = RELEASES / f"{release['name']}.yml"
+    file.write_text(yaml.safe_dump(release, sort_keys=False))
+    try:
+        yield release["name"]
+    finally:
+        file.unlink()
+
+
+def main() -> int:
+    """There and back."""
+    hold = sys.argv[1] if len(sys.argv) > 1 else "600"
+    with client() as who:
+        load = Load([ask(who, number) for number in range(PROMPTS)], timeout_s=float(hold) or 120)
+    threads = [threading.Thread(target=load.send, args=(first,)) for first in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    sys.stdout.write(
+        "| what | s | requests | failed | wrong | longest s | |\n|---|---|---|---|---|---|---|\n"
+    )
+    try:
+        with another("cpu") as name:
+            steps = {
+                f"upgrade to {name}": lambda: splitrail("upgrade", "--to", name, "--hold", hold),
+                "it serves": lambda: time.sleep(BETWEEN_S),
+                "upgrade back to cpu": lambda: splitrail("upgrade", "--to", "cpu", "--hold", hold),
+            }
+            for title, step in steps.items():
+                began = time.monotonic()
+                step()
+                say(title, time.monotonic() - began, [one for one in load.ended if one[0] >= began], "")
+    finally:
+        load.stop.set()
+        for thread in threads:
+            thread.join()
+        say("in all", 0, load.ended, "")
+    for text in sorted({what for _, _, what in load.ended if what not in {"", "wrong"}}):
+        sys.stderr.write(f"{text}\n")
+    return 1 if any(what for _, _, what in load.ended) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
