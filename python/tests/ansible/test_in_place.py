@@ -54,6 +54,8 @@ def given(file: Path, **other: Any) -> dict[str, Any]:
         "digests": [DIGEST],
         "services": ["good"],
         "paths": [str(file.parent)],
+        "absent": [f"{file}.gone"],
+        "lines": [{"path": str(file), "line": "nofile = 1"}],
         **other,
     }
 
@@ -107,6 +109,18 @@ def test_a_service_that_does_not_run(name: str, said: list[str]) -> None:
 
 def test_a_path_that_is_not_there(node: Path) -> None:
     assert look(given(node, paths=[f"{node}.lock"]))["differs"] == [f"{node}.lock: is not there"]
+
+
+def test_a_path_that_is_still_there(node: Path) -> None:
+    assert look(given(node, absent=[str(node)]))["differs"] == [f"{node}: is there"]
+
+
+def test_a_line_that_a_file_lacks(node: Path) -> None:
+    lines = [{"path": str(node), "line": "nofile"}, {"path": f"{node}.gone", "line": "x"}]
+    assert look(given(node, lines=lines))["differs"] == [
+        f"{node}: lacks the line nofile",
+        f"{node}.gone: No such file or directory",
+    ]
 
 
 def test_a_file_without_a_digest_is_an_error(node: Path) -> None:

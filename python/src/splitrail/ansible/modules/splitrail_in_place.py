@@ -37,6 +37,8 @@ options:
     default: []
   services: {description: Units that run and are started at boot., type: list, elements: str, default: []}
   paths: {description: Paths that are there., type: list, elements: path, default: []}
+  absent: {description: Paths that are not there., type: list, elements: path, default: []}
+  lines: {description: "Lines of files, by C(path) and C(line).", type: list, elements: dict, default: []}
 author: The splitrail authors
 """
 
@@ -49,7 +51,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 packages: {description: Whether all packages are installed., type: bool, returned: always}
-settings: {description: "Whether files, services and paths are in place.", type: bool, returned: always}
+settings: {description: "Whether all else is in place.", type: bool, returned: always}
 differs: {description: "What is not, a sentence each.", type: list, returned: always}
 """
 
@@ -85,6 +87,15 @@ def file_differs(dest: str, mode: str, digest: str) -> str | None:
     return None if content == digest else f"{dest}: other content"
 
 
+def line_differs(path: str, line: str) -> str | None:
+    """What to say of a file that lacks a line; None when it has it."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return None if line in lines else f"{path}: lacks the line {line}"
+
+
 def services_differ(wanted: list[str]) -> list[str]:
     """Which units do not run, or are not started at boot."""
     found = []
@@ -107,9 +118,11 @@ def look(given: dict[str, Any]) -> dict[str, Any]:
         file_differs(one["dest"], one["mode"], digest)
         for one, digest in zip(given["files"], given["digests"], strict=True)
     ]
-    settings = [difference for difference in files if difference]
+    lines = [line_differs(one["path"], one["line"]) for one in given["lines"]]
+    settings = [difference for difference in files + lines if difference]
     settings += services_differ(given["services"])
     settings += [f"{path}: is not there" for path in given["paths"] if not Path(path).exists()]
+    settings += [f"{path}: is there" for path in given["absent"] if Path(path).exists()]
     return {"packages": not missing, "settings": not settings, "differs": missing + settings}
 
 
@@ -118,7 +131,7 @@ def main() -> None:
         name: {"type": "list", "elements": elements, "default": []}
         for name, elements in (
             *(("packages", "str"), ("files", "dict"), ("digests", "str")),
-            *(("services", "str"), ("paths", "path")),
+            *(("services", "str"), ("paths", "path"), ("absent", "path"), ("lines", "dict")),
         )
     }
     module = AnsibleModule(argument_spec=options, supports_check_mode=True)
