@@ -46,7 +46,11 @@ def prove(
     limit: Annotated[str | None, typer.Option("--limit", help="Only these hosts or groups.")] = None,
     sample: Annotated[
         int | None,
-        typer.Option("--sample", min=1, help="Measure each node with this many peers, not with all."),
+        typer.Option(
+            "--sample",
+            min=1,
+            help="Measure each node over RDMA with this many peers, not with all; declared TCP always with all.",
+        ),
     ] = None,
     extra_vars: Annotated[
         list[str] | None, typer.Option("-e", "--extra-vars", help="key=value, a YAML mapping, or @FILE.")
