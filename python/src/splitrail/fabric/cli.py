@@ -49,7 +49,7 @@ def prove(
         typer.Option(
             "--sample",
             min=1,
-            help="Measure each node over RDMA with this many peers, not with all; declared TCP always with all.",
+            help="Measure each node over RDMA with this many peers, not with all. TCP: always with all.",
         ),
     ] = None,
     extra_vars: Annotated[
