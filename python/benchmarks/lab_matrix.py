@@ -61,7 +61,7 @@ def row(curve: Curve) -> str:
     cells = [
         f"{curve.workload.isl.mean:g}/{curve.workload.osl.mean:g}",
         curve.layout,
-        f"{found.qps:.3g}" if found.qps else "none",
+        found.shown,
         bounds,
         found.binding or "-",
         *figures,

@@ -211,6 +211,10 @@ class Window(Strict):
     requests: int | None = Field(default=None, ge=1)
 
 
+# What ``Sustained.binding`` says where the client's own lag ended the search.
+CLIENT = "client"
+
+
 class Sustained(Strict):
     """The highest rate that a layout was found to hold under an SLA: its goodput.
 
@@ -227,6 +231,13 @@ class Sustained(Strict):
     runs: int = 0
     requests: int = 0
     seconds: float = 0.0
+
+    @property
+    def shown(self) -> str:
+        """The rate for people: ``24``, ``>= 24`` where the system was not what ended the search, ``none``."""
+        if self.qps is None:
+            return "none"
+        return f"{'>= ' if self.binding == CLIENT else ''}{self.qps:.4g}"
 
 
 class Curve(Strict):

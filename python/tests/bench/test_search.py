@@ -106,6 +106,10 @@ def test_a_client_that_lags_is_named() -> None:
     assert found.binding == "client"
     assert found.qps is not None
     assert found.qps <= 20
+    # It bounds the client and not what serves.
+    assert found.high is None
+    assert "what serves may hold more" in found.why
+    assert found.shown == f">= {found.qps:.4g}"
 
 
 def test_an_endpoint_that_answers_nothing_is_named() -> None:

@@ -273,4 +273,4 @@ def said(found: Sustained) -> str:
     ends = f", ends with {found.binding}" if found.binding else ""
     low = f"{found.low:.4g}" if found.low else "?"
     high = f"{found.high:.4g}" if found.high else "?"
-    return f"{found.qps:.4g} requests/s under {found.sla} (95 %: {low} to {high}){ends}; {found.why}"
+    return f"{found.shown} requests/s under {found.sla} (95 %: {low} to {high}){ends}; {found.why}"

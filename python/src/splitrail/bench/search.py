@@ -12,7 +12,7 @@ import numpy as np
 from splitrail.bench.judge import Judged, judge
 from splitrail.bench.measured import Measured, point
 from splitrail.bench.steady import LAG, Finding, gate
-from splitrail.workload import Point, Sla, Sustained, Window, WorkloadError
+from splitrail.workload import CLIENT, Point, Sla, Sustained, Window, WorkloadError
 
 # What measures: rate, window, seconds to send, seed.
 Measure = Callable[[float, Window, float, int], Measured]
@@ -60,6 +60,11 @@ class Tried:
     def ok(self) -> bool:
         """Whether the rate is sustained."""
         return self.steady and all(one.holds for one in self.judged)
+
+    @property
+    def lagged(self) -> bool:
+        """Whether the client's own lag is all that is wrong: then it says nothing of what serves."""
+        return {finding.name for finding in self.findings if not finding.ok} == {LAG}
 
     @property
     def sure(self) -> bool:
@@ -242,7 +247,9 @@ class Search:
         counted = low if low is not None and not low.quick else None
         held = [one.qps for one in self.tried if one.ok and one.sure and not one.quick]
         broke = [
-            one.qps for one in self.tried if not one.ok and (one.sure or not one.steady) and not one.quick
+            one.qps
+            for one in self.tried
+            if not one.ok and (one.sure or not one.steady) and not one.quick and not one.lagged
         ]
         above = [qps for qps in broke if counted is None or qps > counted.qps]
         surely = max((qps for qps in held if counted and qps <= counted.qps), default=None)
@@ -261,6 +268,11 @@ class Search:
 
     def _why(self, low: Tried | None, high: Tried | None) -> str:
         """What ended the search, in words."""
+        if low is not None and high is not None and high.lagged:
+            return (
+                "the client's own lag ended it, so what serves may hold more: "
+                "give the client processors of its own"
+            )
         if low is not None and high is not None and high.qps / low.qps <= 1 + self.budget.tolerance:
             return f"known to {self.budget.tolerance:.0%}"
         if self._spent_out():
@@ -274,8 +286,8 @@ def _binding(high: Tried | None) -> str:
     """The limit that breaks first above the rate; ``rate``: it was not steady; ``client``: by its own lag."""
     if high is None:
         return ""
-    if {finding.name for finding in high.findings if not finding.ok} == {LAG}:
-        return "client"
+    if high.lagged:
+        return CLIENT
     broken = [one for one in high.judged if not one.holds]
     return max(broken, key=lambda one: one.ratio).limit.key if broken else "rate"
 

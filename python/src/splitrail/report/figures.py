@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from splitrail.plan.cost import MILLION, SECONDS_PER_HOUR, Prices
 from splitrail.plan.report import COLOURS, METRICS, MODES, new_figure
 from splitrail.report.gather import Asked, order
-from splitrail.workload import Curve, Layout, Point, Sla, Sustained
+from splitrail.workload import CLIENT, Curve, Layout, Point, Sla, Sustained
 
 # One a layout; more than the planner shows.
 PALETTE = (*COLOURS, "#bf3989", "#9a6700", "#0a7ea4", "#57606a", "#1a7f37")
@@ -61,7 +61,7 @@ def goodputs(asked: Asked, sla: Sla, tag: str) -> Figure:
             name=kind,
             x=[curve.layout for curve, _ in mine],
             y=[found.qps or 0.0 for _, found in mine],
-            text=[f"{found.qps:.3g}" if found.qps else "none" for _, found in mine],
+            text=[found.shown for _, found in mine],
             marker_color=[MODES[Layout.read(curve.layout).mode] for curve, _ in mine],
             marker_pattern_shape="" if kind == "measured" else "/",
             error_y={
@@ -72,7 +72,9 @@ def goodputs(asked: Asked, sla: Sla, tag: str) -> Figure:
             },
         )
     equal = "" if len(gpus) == 1 else " NOT at equal GPUs."
-    return Figure(f"goodput{tag}", plot, f"{sla}.{equal} {_runs(pairs)}")
+    lagged = " >=: the load generator's own lag ended the search, and what serves may hold more."
+    bound = lagged if any(found.binding == CLIENT for _, found in pairs) else ""
+    return Figure(f"goodput{tag}", plot, f"{sla}.{equal}{bound} {_runs(pairs)}")
 
 
 def ratio(asked: Asked, sla: Sla, tag: str) -> Figure | None:
