@@ -15,11 +15,10 @@ was answered wrong.
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from pathlib import Path
 
-from safe_deploys import CLIENTS, PROMPTS, Load, ask, client, say, splitrail
+from safe_deploys import PROMPTS, Load, ask, client, meanwhile, splitrail
 
 VARIABLES = Path(__file__).with_suffix(".yml")
 OUT_S = 30
@@ -31,30 +30,12 @@ def main() -> int:
     own = ("-e", f"@{VARIABLES}")
     with client() as who:
         load = Load([ask(who, number) for number in range(PROMPTS)])
-    threads = [threading.Thread(target=load.send, args=(first,)) for first in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    sys.stdout.write(
-        "| what | s | requests | failed | wrong | longest s | |\n|---|---|---|---|---|---|---|\n"
-    )
     steps = {
         f"drain {node}": lambda: splitrail("drain", node, *own),
         "it is out": lambda: time.sleep(OUT_S),
         f"undrain {node}": lambda: splitrail("undrain", node, *own),
     }
-    try:
-        for title, step in steps.items():
-            began = time.monotonic()
-            step()
-            say(title, time.monotonic() - began, [one for one in load.ended if one[0] >= began], "")
-    finally:
-        load.stop.set()
-        for thread in threads:
-            thread.join()
-        say("in all", 0, load.ended, "")
-    for text in sorted({what for _, _, what in load.ended if what not in {"", "wrong"}}):
-        sys.stderr.write(f"{text}\n")
-    return 1 if any(what for _, _, what in load.ended) else 0
+    return meanwhile(steps, load)
 
 
 if __name__ == "__main__":

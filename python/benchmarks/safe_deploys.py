@@ -189,6 +189,29 @@ def main() -> int:
     return 0 if good and not any(what for _, _, what in load.ended) else 1
 
 
+def meanwhile(steps: dict[str, Callable[[], object]], load: Load) -> int:
+    """Take steps under a load and print the table of what came of it; exit code 0 when none failed."""
+    threads = [threading.Thread(target=load.send, args=(first,)) for first in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    sys.stdout.write(
+        "| what | s | requests | failed | wrong | longest s | |\n|---|---|---|---|---|---|---|\n"
+    )
+    try:
+        for title, step in steps.items():
+            began = time.monotonic()
+            step()
+            say(title, time.monotonic() - began, [one for one in load.ended if one[0] >= began], "")
+    finally:
+        load.stop.set()
+        for thread in threads:
+            thread.join()
+        say("in all", 0, load.ended, "")
+    for text in sorted({what for _, _, what in load.ended if what not in {"", "wrong"}}):
+        sys.stderr.write(f"{text}\n")
+    return 1 if any(what for _, _, what in load.ended) else 0
+
+
 def say(title: str, seconds: float, row: list[tuple[float, float, str]], kept: str) -> None:
     """One line of the table."""
     wrong = sum(what == "wrong" for _, _, what in row)

@@ -13,13 +13,12 @@ answered wrong, and the longest that one took. Exit code 0 when none failed and 
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import yaml
-from safe_deploys import CLIENTS, PROMPTS, ROOT, Load, ask, client, say, splitrail
+from safe_deploys import PROMPTS, ROOT, Load, ask, client, meanwhile, splitrail
 
 RELEASES = ROOT / "inventories/releases"
 NIXL = "1.5.0"
@@ -49,31 +48,15 @@ def main() -> int:
     hold = sys.argv[1] if len(sys.argv) > 1 else "600"
     with client() as who:
         load = Load([ask(who, number) for number in range(PROMPTS)], timeout_s=float(hold) or 120)
-    threads = [threading.Thread(target=load.send, args=(first,)) for first in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    sys.stdout.write(
-        "| what | s | requests | failed | wrong | longest s | |\n|---|---|---|---|---|---|---|\n"
-    )
-    try:
-        with another("cpu") as name:
-            steps = {
+    with another("cpu") as name:
+        return meanwhile(
+            {
                 f"upgrade to {name}": lambda: splitrail("upgrade", "--to", name, "--hold", hold),
                 "it serves": lambda: time.sleep(BETWEEN_S),
                 "upgrade back to cpu": lambda: splitrail("upgrade", "--to", "cpu", "--hold", hold),
-            }
-            for title, step in steps.items():
-                began = time.monotonic()
-                step()
-                say(title, time.monotonic() - began, [one for one in load.ended if one[0] >= began], "")
-    finally:
-        load.stop.set()
-        for thread in threads:
-            thread.join()
-        say("in all", 0, load.ended, "")
-    for text in sorted({what for _, _, what in load.ended if what not in {"", "wrong"}}):
-        sys.stderr.write(f"{text}\n")
-    return 1 if any(what for _, _, what in load.ended) else 0
+            },
+            load,
+        )
 
 
 if __name__ == "__main__":

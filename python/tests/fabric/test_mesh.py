@@ -57,7 +57,7 @@ def test_a_test_without_a_figure_is_an_error_and_costs_its_timeout(
 
 
 def test_a_taken_port_is_passed_over(fabric: Any) -> None:
-    with socket.create_server(("0.0.0.0", fabric.port)):  # noqa: S104
+    with socket.create_server(("0.0.0.0", fabric.port)):  # noqa: S104  as perftest does
         result = fabric.measure(fabric.nodes("ab", rails=1))
     assert [r.error for r in result.readings] == ["", ""]
 
