@@ -22,7 +22,7 @@ from splitrail.run.messages import cure
 from splitrail.run.playbook import CannotRun, Interrupts, Options, Outcome, Step, run_step
 from splitrail.run.progress import Reporter
 from splitrail.run.record import RecordError, Run, Timings, hold, load, load_timings, new_folder
-from splitrail.run.resume import plan, remaining_steps
+from splitrail.run.resume import PROOF, plan, proof_is_void, remaining_steps
 from splitrail.verdict import Verdict, VerdictError, load_run_verdict, show
 
 OK, FAILED, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -67,7 +67,8 @@ def execute(
 
     ``steps``: what is run in place of the playbook as a whole. With ``go_on`` hosts that fail for themselves
     are put into quarantine, and the others go on where the cluster works without them
-    (`splitrail.daytwo.partial`); the report is a failed one all the same.
+    (`splitrail.daytwo.partial`); the report is a failed one all the same. A run that the gate stops because a
+    node has booted since it was proven goes back, once, and proves it again.
 
     With ``resume`` the limit and tags are those of the run that is resumed. Its extra variables are not in
     its record, because they may be secret, so they must be given again.
@@ -106,7 +107,9 @@ def execute(
         gone_on: set[str] = set()
         while go_on and outcome.code != OK and not interrupted:
             run = load(folder)
-            at = _quarantine_failed(project, options, run, folder, gone_on=gone_on, console=console)
+            at = _prove_again(run, folder, gone_on, console) or _quarantine_failed(
+                project, options, run, folder, gone_on=gone_on, console=console
+            )
             if at is None:
                 break
             gone_on.add(at)
@@ -143,6 +146,19 @@ def _run_steps(
                     break
     # A Ctrl-C that came when all was done interrupted nothing.
     return outcome, interrupts.count > 0 and done < len(steps)
+
+
+def _prove_again(run: Run, folder: Path, gone_on: set[str], console: Console) -> str | None:
+    """The verb to go back to where all that stopped a run is a proof that time or a reboot made void."""
+    hosts = () if PROOF in gone_on or run.check else proof_is_void(run, folder)
+    if not hosts:
+        return None
+    run.notes.append(f"proven again, as its proof had become void: {', '.join(hosts)}")
+    for failure in run.open_failures:
+        failure.proven_again = True
+    run.save(folder)
+    console.print(Text(f"{run.notes[-1]}; going back to {PROOF}"), soft_wrap=True)
+    return PROOF
 
 
 def _quarantine_failed(

@@ -42,6 +42,7 @@ class Failure(BaseModel):
     message: str
     run_once: bool = False  # the task spoke for all hosts, so the fault need not be this one's
     quarantined: bool = False  # the host was taken out of service, and the run went on without it
+    proven_again: bool = False  # the gate refused the proof, and the run went back to make a new one
 
 
 class PlayTime(BaseModel):
@@ -104,7 +105,7 @@ class Run(BaseModel):
     @property
     def open_failures(self) -> list[Failure]:
         """The failures that the run has not gone on without."""
-        return [failure for failure in self.failures if not failure.quarantined]
+        return [one for one in self.failures if not (one.quarantined or one.proven_again)]
 
     @property
     def failed_verb(self) -> str | None:

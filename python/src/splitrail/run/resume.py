@@ -8,6 +8,12 @@ from pathlib import Path
 from splitrail.project import Project
 from splitrail.run.playbook import CannotRun, Step
 from splitrail.run.record import Run, last_run
+from splitrail.verdict import Verdict, VerdictError
+
+# The verb that makes the proof which the gate asks for; those after it follow from it.
+PROOF = "fabric"
+# What the gate finds of a proof that was right when it was made; making it again is the whole cure.
+_VOID = frozenset({"gate.boot", "gate.age"})
 
 
 @dataclass(frozen=True)
@@ -79,3 +85,23 @@ def _hosts_behind(run: Run) -> tuple[str, ...] | None:
     if run.state != "ended" or first is None or first == len(run.plays) - 1:
         return None
     return tuple(f.host for f in run.open_failures if run.plays[f.play].verb == run.failed_verb)
+
+
+def proof_is_void(run: Run, folder: Path) -> tuple[str, ...]:
+    """The hosts to prove again, where nothing but their proof's age, or a boot since, stopped a run.
+
+    Empty where anything else failed: another NIC, or a proof that never passed, is for a person to look at.
+    The gate leaves a verdict for each host that it let through or stopped; a host that failed otherwise has
+    none, or a good one.
+    """
+    stopped: set[str] = set()
+    for failure in run.open_failures:
+        try:
+            verdict = Verdict.load(folder / "verdicts/gate" / f"{failure.host}.json")
+        except VerdictError:
+            return ()
+        found = {check.name for check in verdict.failed}
+        if not found or not found <= _VOID:
+            return ()
+        stopped |= {check.host for check in verdict.failed}
+    return tuple(sorted(stopped))
