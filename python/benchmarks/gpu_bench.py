@@ -7,9 +7,10 @@
 
 ``measure`` starts a vLLM server a GPU (gpu_pd.py's, by gpu_pd.json: a folder `model`, dummy weights), or
 ``--urls`` names those that run (``kv_both``, served as ``--model NAME``). ``predict --layouts`` says which
-layouts, all of the same number of engines; by default those of four. It wants httpx,
-numpy, pydantic and PyYAML, which come with vLLM, and this repository's python/src on PYTHONPATH. The client
-hands prompts from engine to engine, as a proxy would, so that all layouts are measured on the same engines.
+layouts, all of the same number of engines; by default those of four. It wants aiohttp, httpx, numpy, pydantic
+and PyYAML, which come with vLLM, and this repository's python/src on PYTHONPATH. The client hands prompts
+from engine to engine, as a proxy would, so that all layouts are measured on the same engines. What NIXL moved
+at each point is printed, from the engines' metrics.
 
 ``predict`` simulates the very arrivals that ``measure`` will offer, at shares of each layout's predicted
 goodput, over the same window. Both write curves as docs/plan.md says; `splitrail report` draws them together.
@@ -25,6 +26,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -119,11 +121,13 @@ def predict(
     save(out, f"predicted by {model_name}, {kv} KV layout, before measuring", curves)
 
 
-def replay(measured: Curves, out: Path, model_name: str) -> None:
+def replay(measured: Curves, out: Path, model_name: str, kv: str) -> None:
     """Simulate what was measured with today's planner. What was predicted beforehand stays another file."""
     from splitrail.plan.cli import find_model  # noqa: PLC0415  # as above
 
-    model = with_cross_layer_blocks(find_model(model_name))
+    model = find_model(model_name)
+    if kv == "cross-layer":
+        model = with_cross_layer_blocks(model)
     curves = [
         curve.model_copy(
             update={
@@ -159,6 +163,9 @@ def route(label: str, urls: Sequence[str]) -> Route:
 
 def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about: str) -> list[Curve]:
     """Offer every predicted rate to the engines; writes after each layout and workload."""
+    import gpu_pd  # noqa: PLC0415  # wants aiohttp, which `predict` does without
+
+    engines: list[Any] = [SimpleNamespace(url=url) for url in urls]
     done: list[Curve] = []
     seen: set[str] = set()
     for curve in sorted(predicted.curves, key=lambda one: layouts(predicted).index(one.layout)):
@@ -173,10 +180,16 @@ def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about
             offered = draw(
                 curve.workload, planned.qps, window.seconds + AFTER_S, SEED, even_from_s=window.drop_s
             )
+            before = gpu_pd.nixl(engines)
             run = generator(offered)
+            moved = gpu_pd.moved(before, gpu_pd.nixl(engines))
             broken = [finding for finding in gate([run], window) if not finding.ok]
             found = point([run], planned.qps, window).model_copy(
-                update={"steady": not broken, "unsteady": tuple(map(str, broken))}
+                update={
+                    "steady": not broken,
+                    "unsteady": tuple(map(str, broken)),
+                    "descriptors": moved.get("descriptors"),
+                }
             )
             points.append(found)
             told = ", ".join(
@@ -184,6 +197,8 @@ def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about
             )
             why = "; ".join(found.unsteady) or "steady"
             say(f"{curve.layout} {curve.workload.label} at {planned.qps:g}/s: {told}; {why}")
+            if moved:
+                say(f"  KV: {json.dumps(moved)}")
             if run.errors:
                 say(f"  first error: {run.errors[0][:300]}")
         done.append(
@@ -302,12 +317,13 @@ def main() -> int:
     four.add_argument("measured", type=Path)
     four.add_argument("out", type=Path)
     four.add_argument("--model", default="h200-qwen3-14b", help="calibrated model, by name or file")
+    four.add_argument("--kv", choices=["cross-layer", "vllm"], default="cross-layer", help="the KV layout")
     given = parser.parse_args()
     if given.verb == "predict":
         predict(given.out, given.model, given.kv, given.shares, seconds=given.seconds, labels=given.layouts)
         say(f"measuring this takes about {expected_s(load_curves(given.out), True) / 60:.0f} min of the GPUs")
     elif given.verb == "replay":
-        replay(load_curves(given.measured), given.out, given.model)
+        replay(load_curves(given.measured), given.out, given.model, given.kv)
     elif given.verb == "compare":
         compare(load_curves(given.predicted), load_curves(given.measured))
     else:
@@ -325,7 +341,7 @@ def main() -> int:
 
 def started(stack: ExitStack, model: str, layout: str, gpus: int, logs: Path) -> list[str]:
     """So many vLLM servers that end with the stack; their logs lie beside the output."""
-    import gpu_pd  # noqa: PLC0415  # wants aiohttp, which --urls does without
+    import gpu_pd  # noqa: PLC0415  # as above
 
     plan = json.loads((HERE / "gpu_pd.json").read_text(encoding="utf-8"))
     own = next(one["engine"] for one in plan["layouts"] if one["name"] == layout)

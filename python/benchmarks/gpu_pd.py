@@ -83,6 +83,8 @@ def start(number: int, model: str, layout: dict[str, Any], common: dict[str, Any
         "CUDA_VISIBLE_DEVICES": str(number),
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(SIDE_PORT + 10 * number),
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        # vLLM 0.26.0's other one keeps the layers of a block apart (kv_layouts.yml).
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
     }
     with (logs / f"engine{number}.log").open("wb") as sink:
         process = subprocess.Popen(argv, stdout=sink, stderr=subprocess.STDOUT, env=environment)

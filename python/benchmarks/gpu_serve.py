@@ -1,16 +1,18 @@
 """Serve configs of release ``h200`` through Ray Serve LLM on the GPUs of one host, and offer them load.
 
     python gpu_serve.py render CONFIGS.json TOPOLOGY...
-    python gpu_serve.py run CONFIGS.json MODEL-FOLDER OUT.json [--seconds 24] [--rates 8000/512=1,2 ...]
+    python gpu_serve.py run CONFIGS.json MODEL OUT.json [--together] [--seconds 24] [--rates 8000/512=1,2]
 
 ``render`` runs where the suite is: it writes the very config that `splitrail serve` would deploy, for each
 topology by its name (qwen3-14b-1p1d, ...; with ``@vllm`` behind it in vLLM's own KV layout), with dummy
 weights and without prefix caching, and the environment of inventory h200. ``run`` wants nothing of the suite
-but this folder: the packages of the release, aiohttp and the GPUs. It starts a Ray head, deploys one config
+but python/src on PYTHONPATH (for the elastic ingress), the packages of the release, aiohttp, the GPUs and a
+folder MODEL (gpu_model.py). It starts a Ray head, deploys one config
 after the other as the suite's role does, waits until it runs, offers each rate (gpu_pd.py's client: Poisson
 arrivals, fixed lengths, random prompts) and writes OUT.json: TTFT, TPOT and E2E percentiles in ms, and what
-NIXL moved by the metrics that Ray exports. Exit code 1 when a config did not come to run; the reason that
-Serve gives is printed.
+NIXL moved by the metrics that Ray exports. ``--together`` deploys all configs side by side, as applications
+of one Serve, and offers each the same arrivals at the same time: what differs then is the config alone.
+Exit code 1 when a config did not come to run; the reason that Serve gives is printed.
 """
 
 from __future__ import annotations
@@ -117,37 +119,75 @@ def nixl() -> dict[str, float]:
     return found
 
 
-def measure(name: str, config: dict[str, Any], rates: list[str], seconds: float) -> list[dict[str, Any]]:
-    """Offer every rate of every workload to what runs; prints and returns a point each."""
+def together(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One config of several, each application by a route and with side-channel ports of its own."""
+    applications = []
+    for number, config in enumerate(configs.values()):
+        app = json.loads(json.dumps(config["applications"][0]))
+        app.update(name=f"app{number}", route_prefix=f"/{number}")
+        for one in llm_configs(app):
+            base = one["experimental_configs"].get("NIXL_SIDE_CHANNEL_PORT_BASE")
+            if base:
+                one["experimental_configs"]["NIXL_SIDE_CHANNEL_PORT_BASE"] = base + 4000 * number
+        applications.append(app)
+    return {**next(iter(configs.values())), "applications": applications}
+
+
+def llm_configs(app: dict[str, Any]) -> list[dict[str, Any]]:
+    """The engines' configs of an application."""
+    own = [one for key, one in app["args"].items() if key.endswith("_config") and "engine_kwargs" in one]
+    return own + app["args"].get("llm_configs", [])
+
+
+async def offer(
+    fronts: list[Any], workload: dict[str, int], rate: float, seconds: float, model: str
+) -> list[Any]:
+    """The same arrivals to every front, at the same time; a list of requests each."""
+    import asyncio  # noqa: PLC0415  # with the next
+
+    import gpu_pd  # noqa: PLC0415  # imports aiohttp, which `render` does not need
+
+    plan = {"model": model, "vocabulary": 2048}
+    return await asyncio.gather(
+        *(gpu_pd.offer(([], [front]), workload, rate, seconds, plan) for front in fronts)
+    )
+
+
+def measure(
+    names: list[str], config: dict[str, Any], rates: list[str], seconds: float
+) -> list[dict[str, Any]]:
+    """Offer every rate of every workload to what runs; prints and returns a point a rate and application."""
     import asyncio  # noqa: PLC0415  # with the next
     from types import SimpleNamespace  # noqa: PLC0415
 
     import gpu_pd  # noqa: PLC0415  # as above
 
-    http, app = config["http_options"], config["applications"][0]
-    url = f"http://127.0.0.1:{http['port']}{app['route_prefix'].rstrip('/')}"
-    front: Any = SimpleNamespace(url=url, outstanding=0)
-    configs = [one for key, one in app["args"].items() if key.endswith("_config") and "engine_kwargs" in one]
-    configs += app["args"].get("llm_configs", [])
-    plan = {"model": configs[0]["model_loading_config"]["model_id"], "vocabulary": 2048}
+    base = f"http://127.0.0.1:{config['http_options']['port']}"
+    fronts: list[Any] = [
+        SimpleNamespace(url=f"{base}{app['route_prefix'].rstrip('/')}", outstanding=0)
+        for app in config["applications"]
+    ]
+    model = llm_configs(config["applications"][0])[0]["model_loading_config"]["model_id"]
     # The first requests make connections and compile kernels.
-    asyncio.run(gpu_pd.offer(([], [front]), {"isl": 2000, "osl": 8}, 4.0, 8.0, plan))
+    asyncio.run(offer(fronts, {"isl": 2000, "osl": 8}, 4.0, 8.0, model))
     points = []
     for text in rates:
         lengths, _, offered = text.partition("=")
         isl, osl = (int(part) for part in lengths.split("/"))
         for rate in map(float, offered.split(",")):
             before = nixl()
-            requests = asyncio.run(gpu_pd.offer(([], [front]), {"isl": isl, "osl": osl}, rate, seconds, plan))
+            answers = asyncio.run(offer(fronts, {"isl": isl, "osl": osl}, rate, seconds, model))
             time.sleep(12)  # Ray exports metrics every 10 s
-            point = {
-                **{"config": name, "isl": isl, "osl": osl, "qps": rate},
-                **gpu_pd.summary(requests, osl, seconds / 4),
-                "kv": gpu_pd.moved(before, nixl()),
-            }
-            sys.stdout.write(json.dumps(point) + "\n")
-            sys.stdout.flush()
-            points.append(point)
+            kv = gpu_pd.moved(before, nixl())  # of all applications together
+            for name, requests in zip(names, answers, strict=True):
+                point = {
+                    **{"config": name, "isl": isl, "osl": osl, "qps": rate},
+                    **gpu_pd.summary(requests, osl, seconds / 4),
+                    "kv": kv,
+                }
+                sys.stdout.write(json.dumps(point) + "\n")
+                sys.stdout.flush()
+                points.append(point)
     return points
 
 
@@ -167,9 +207,12 @@ def run(given: argparse.Namespace) -> int:
     subprocess.run(start, env=environment, check=True, stdout=subprocess.DEVNULL)
     good, results = True, []
     try:
-        for name, config in rendered["configs"].items():
+        configs = rendered["configs"]
+        turns = [list(configs)] if given.together else [[name] for name in configs]
+        for names in turns:
+            name, config = "+".join(names), together({one: configs[one] for one in names})
             text = json.dumps({**config, "http_options": {"host": "127.0.0.1", "port": 8000}})
-            source = next(iter(model_sources(config)))
+            source = model_sources(config)[0]
             ours = json.loads(text.replace(json.dumps(source), json.dumps(str(given.model.resolve()))))
             try:
                 seconds = deploy(ours)
@@ -180,7 +223,7 @@ def run(given: argparse.Namespace) -> int:
             else:
                 sys.stdout.write(f"{name} runs after {seconds:.0f} s\n")
                 sys.stdout.flush()
-                points = measure(name, ours, given.rates, given.seconds)
+                points = measure(names, ours, given.rates, given.seconds)
                 results.append({"config": name, "running_s": round(seconds, 1), "points": points})
             given.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
             take_away()
@@ -208,6 +251,7 @@ def main() -> int:
     other.add_argument("configs", type=Path)
     other.add_argument("model", type=Path)
     other.add_argument("out", type=Path)
+    other.add_argument("--together", action="store_true", help="all configs at once, side by side")
     other.add_argument("--seconds", type=float, default=24)
     other.add_argument("--rates", nargs="+", default=list(RATES), help="ISL/OSL=RATE,RATE in requests/s")
     given = parser.parse_args()

@@ -187,6 +187,19 @@ def test_on_h200_all_layers_of_a_block_move_at_once() -> None:
         assert arguments["block_size"] == 128
         extra = arguments["kv_transfer_config"]["kv_connector_extra_config"]
         assert extra == {"enable_cross_layers_blocks": "True"}
+        # Of 0.26.0's two model runners one ignores it.
+        assert config["runtime_env"]["env_vars"]["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+
+
+def test_a_variable_is_for_engines_that_move_kv_caches_and_a_pool_s_own_is_taken() -> None:
+    (alone,) = llm_configs(rendered("qwen3-14b-4agg", "h200")[0]).values()
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in alone["runtime_env"]["env_vars"]
+    raw = load("qwen3-14b-1p1d", TOPOLOGIES)
+    raw["pools"]["decode"]["env"] = {"VLLM_USE_V2_MODEL_RUNNER": "1"}
+    served = serving(raw, site("h200"))
+    assert served["pools"]["decode"]["env"]["VLLM_USE_V2_MODEL_RUNNER"] == "1"
+    assert served["pools"]["prefill"]["env"]["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert any(note.startswith("VLLM_USE_V2_MODEL_RUNNER 1: the topology's own") for note in served["notes"])
 
 
 def test_a_release_without_a_layout_leaves_it_to_vllm(pd: Topology) -> None:

@@ -239,6 +239,25 @@ def test_a_verb_stopped_for_all_is_resumed_for_all_and_from_there_only(project: 
     assert hosts_of(Path(document["record"]), "Second") == {"n1", "n2"}
 
 
+def test_plays_that_start_without_a_host_are_not_taken_for_the_others_going_on(project: Project) -> None:
+    (project.root / "playbooks/first.yml").write_text(
+        "- name: First\n  hosts: all\n  gather_facts: false\n  any_errors_fatal: true\n  tasks:\n"
+        "    - ansible.builtin.ping:\n"
+        "    - {name: Go on, ansible.builtin.debug: {msg: on}}\n"
+    )
+    project.hosts("n1", unreachable="n3")
+    code, document, _ = project.run("up")
+    assert code == 1
+    assert [play["name"] for play in document["run"]["plays"]] == ["First", "Second"]
+    assert hosts_of(Path(document["record"]), "Second") == set()
+
+    project.hosts("n1", "n3")
+    code, document, _ = project.run("up", "--resume")
+    assert code == 0
+    first = [event for event in events(Path(document["record"])) if event["play"] == "First"]
+    assert {event["host"] for event in first if event["task"] == "Go on"} == {"n1", "n3"}
+
+
 def test_unreachable_hosts(project: Project) -> None:
     ping = "- hosts: all\n  gather_facts: false\n  tasks: [{ansible.builtin.ping: }]\n"
     (project.root / "playbooks/first.yml").write_text(ping)

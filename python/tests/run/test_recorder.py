@@ -105,6 +105,29 @@ def test_the_end_says_who_was_lost_where(tmp_path: Path) -> None:
     assert run.hosts == ["n1", "n2", "n3"]
 
 
+@pytest.mark.parametrize(
+    ("in_first", "in_second", "went_on"),
+    [
+        ("n1 n2", "n1", True),
+        ("n1 n2", "", False),
+        ("n1 n2", "n3", False),
+        ("n2", "n1", True),
+        ("n2", "", False),
+    ],
+)
+def test_others_went_on_when_they_took_part_in_a_later_play(
+    tmp_path: Path, in_first: str, in_second: str, went_on: bool
+) -> None:
+    recorder = start(tmp_path)
+    for play, hosts in (("First", in_first), ("Second", in_second), ("Third", "")):
+        recorder.play(play, play.lower())
+        recorder.task("Do it", None, [])
+        for host in hosts.split():
+            result(recorder, host, "failed" if host == "n2" else "ok", "no")
+    recorder.end(failed=["n2"], unreachable=[])
+    assert [failure.others_went_on for failure in record.load(tmp_path).failures] == [went_on]
+
+
 def test_a_running_record_is_held_and_a_killed_one_reads_as_interrupted(tmp_path: Path) -> None:
     recorder = start(tmp_path)
     recorder.play("Preflight", "preflight")

@@ -17,6 +17,8 @@ VERBS = [(name, Path(f"{name}.yml")) for name in ("preflight", "provision", "fab
 def make(
     plays: str, *lost: tuple[str, int], state: Literal["ended", "running", "interrupted"] = "ended"
 ) -> Run:
+    """A run whose failures let the others go on, where any play came after them."""
+    last = len(plays.split()) - 1
     return Run(
         verb="up",
         state=state,
@@ -25,7 +27,10 @@ def make(
         hosts=["n1", "n2", "n3"],
         plays=[Play(name=verb.title(), verb=verb) for verb in plays.split()],
         failures=[
-            Failure(host=host, status="failed", play=play, role=None, task="t", message="m")
+            Failure(
+                **{"host": host, "status": "failed", "play": play, "others_went_on": play < last},
+                **{"role": None, "task": "t", "message": "m"},
+            )
             for host, play in lost
         ],
     )

@@ -41,6 +41,7 @@ class Failure(BaseModel):
     task: str
     message: str
     run_once: bool = False  # the task spoke for all hosts, so the fault need not be this one's
+    others_went_on: bool = False  # hosts that were in that play with this one took part in later plays
     quarantined: bool = False  # the host was taken out of service, and the run went on without it
     proven_again: bool = False  # the gate refused the proof, and the run went back to make a new one
 

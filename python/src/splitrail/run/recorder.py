@@ -56,6 +56,7 @@ class Recorder:
             self._hosts.update(known.hosts)
             self._timings = record.load_timings(self.folder)
         self._carried = list(self.run.failures)
+        self._took_part: list[set[str]] = [set() for _ in self.run.plays]
         self.run.save(self.folder)
 
     def playbook(self, name: str) -> None:
@@ -72,6 +73,7 @@ class Recorder:
         self._close_times()
         self._save_timings()
         self.run.plays.append(record.Play(name=name, verb=verb))
+        self._took_part.append(set())
         self._timings.plays.append(record.PlayTime(play=name, verb=verb))
         self._play_started = self.clock()
         self.run.save(self.folder)
@@ -117,6 +119,8 @@ class Recorder:
             line["ignored"] = True
         self._events.write(json.dumps(line) + "\n")
         self._hosts.add(host)
+        if self._took_part:
+            self._took_part[-1].add(host)
         if status in ("failed", "unreachable") and not ignored:
             # Perhaps rescued: only the play's statistics tell, at the end. Until then it counts.
             self._dropped[host] = record.Failure(
@@ -136,14 +140,24 @@ class Recorder:
         """
         self.run.notes = list(dict.fromkeys([*self.run.notes, *notes]))
         lost = {*failed, *unreachable}
-        self.run.failures = [
-            *self._carried,
-            *(failure for host, failure in sorted(self._dropped.items()) if host in lost),
-        ]
+        own = [failure for host, failure in sorted(self._dropped.items()) if host in lost]
+        for failure in own:
+            failure.others_went_on = self._went_on(failure.play, lost)
+        self.run.failures = [*self._carried, *own]
         self.run.ok = not self.run.failures and not lost
         wanted = set(self.run.tags) - _SPECIAL_TAGS
         self.run.unmatched_tags = sorted(wanted - self._tags_met)
         self._finish("ended")
+
+    def _went_on(self, play: int, lost: Collection[str]) -> bool:
+        """Whether the hosts that a play did not lose took part in a later one.
+
+        Plays that start say nothing: after a fatal error Ansible starts every later play, with no host in it.
+        """
+        later = set().union(*self._took_part[play + 1 :])
+        # The first hosts of a rolling verb are a play of their own.
+        others = self._took_part[play] - {*lost} or later
+        return bool(others & later)
 
     def interrupt(self) -> None:
         """The process ends before the plays do. Nothing happens in a forked worker, or after the end."""

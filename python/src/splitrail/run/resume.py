@@ -33,11 +33,11 @@ def plan(project: Project, verb: str, inventory: str, playbook: Path, check: boo
 
     Whether the failed verb can be limited to the hosts that failed depends on what the others did:
 
-    - When later plays ran, the other hosts went on without the failed ones and are through with that verb.
+    - When they took part in later plays, they went on without the failed ones and are through with that verb.
       Only the failed ones are behind, so the verb is run for them alone.
-    - When the failed play was the last that ran (any_errors_fatal, a gate, all hosts lost, Ctrl-C), the
-      others were stopped in the middle of it too, though none of them failed. A limit would leave them half
-      done and hide them from cluster-wide plays, so the verb is run for all: what is done changes nothing.
+    - When they did not (any_errors_fatal, a gate, all hosts lost, Ctrl-C), they were stopped in the middle of
+      it too, though none of them failed. A limit would leave them half done and hide them from cluster-wide
+      plays, so the verb is run for all: what is done changes nothing.
 
     The verbs after it are never limited: a head that waits for its workers needs the variables of all hosts.
 
@@ -81,8 +81,8 @@ def remaining_steps(run: Run, verbs: list[tuple[str, Path]], start_at: str | Non
 
 def _hosts_behind(run: Run) -> tuple[str, ...] | None:
     """The hosts that alone are behind in the failed verb, or None when all are."""
-    first = min((failure.play for failure in run.open_failures), default=None)
-    if run.state != "ended" or first is None or first == len(run.plays) - 1:
+    first = min(run.open_failures, key=lambda failure: failure.play, default=None)
+    if run.state != "ended" or first is None or not first.others_went_on:
         return None
     return tuple(f.host for f in run.open_failures if run.plays[f.play].verb == run.failed_verb)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -15,7 +15,7 @@ from splitrail.topology.schema import Topology
 
 TABLE = Path(__file__).parent / "kv_layouts.yml"
 CROSS_LAYERS = "enable_cross_layers_blocks"
-_EXTRA = "kv_transfer.extra."
+_EXTRA, _ENV = "kv_transfer.extra.", "env."
 
 
 class Choice(Strict):
@@ -66,6 +66,7 @@ def choose(topology: Topology, release: str, attention: str) -> tuple[Topology, 
         return topology, [f"KV layout: vLLM's own; kv_layouts.yml has no release {release or 'here'}"]
     notes = []
     engine: dict[str, Any] = {}
+    env: dict[str, str] = {}
     extra = dict(topology.kv_transfer.extra)
     if topology.moves_kv:
         connector = topology.kv_transfer.connector
@@ -73,30 +74,45 @@ def choose(topology: Topology, release: str, attention: str) -> tuple[Topology, 
     for choice in getattr(entry, attention):
         if choice.pd and not topology.moves_kv:
             continue
-        target, key = (
-            (extra, choice.key.removeprefix(_EXTRA))
-            if choice.key.startswith(_EXTRA)
-            else (engine, choice.key)
+        target, key = _place(choice.key, engine, extra, env)
+        said = (
+            extra.get(key) if target is extra else _said(topology, key, "env" if target is env else "engine")
         )
-        said = extra.get(key) if target is extra else _said(topology, key)
         if said is None:
             target[key] = choice.value
         if said is None or said == choice.value:
             notes.append(f"{key} {choice.value}: {choice.why}")
         else:
             notes.append(f"{key} {said}: the topology's own, the table says {choice.value}: {choice.why}")
+    pools = {
+        name: pool.model_copy(update={"env": {**env, **pool.env}})
+        for name, pool in topology.pools
+        if pool is not None
+    }
     filled = topology.model_copy(
         update={
             "engine": {**engine, **topology.engine},
+            "pools": topology.pools.model_copy(update=pools),
             "kv_transfer": topology.kv_transfer.model_copy(update={"extra": extra}),
         }
     )
     return filled, notes
 
 
-def _said(topology: Topology, key: str) -> Any:
-    """What a topology says of an engine argument: of all pools, or the first pool that says something."""
-    places = [topology.engine, *(pool.engine for pool in topology.served.values())]
+def _place(
+    key: str, engine: dict[str, Any], extra: dict[str, Any], env: dict[str, str]
+) -> tuple[dict[str, Any], str]:
+    """Where a choice belongs, and its name there."""
+    for prefix, target in ((_EXTRA, extra), (_ENV, env)):
+        if key.startswith(prefix):
+            return target, key.removeprefix(prefix)
+    return engine, key
+
+
+def _said(topology: Topology, key: str, place: Literal["engine", "env"]) -> Any:
+    """What a topology says of an engine argument or variable: of all pools, or the first that says it."""
+    own: list[dict[str, Any]] = [getattr(pool, place) for pool in topology.served.values()]
+    places = [topology.engine, *own] if place == "engine" else own
     return next((place[key] for place in places if key in place), None)
 
 
