@@ -13,7 +13,8 @@ from engine to engine, as a proxy would, so that all layouts are measured on the
 at each point is printed, from the engines' metrics.
 
 ``predict`` simulates the very arrivals that ``measure`` will offer, at shares of each layout's predicted
-goodput, over the same window. Both write curves as docs/plan.md says; `splitrail report` draws them together.
+goodput, over the same window. Both write curves as docs/plan.md says; `splitrail report` draws them
+together. ``measure`` also leaves each request's times beside them, in ``measured.rows.jsonl``.
 """
 
 from __future__ import annotations
@@ -183,6 +184,9 @@ def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about
             before = gpu_pd.nixl(engines)
             run = generator(offered)
             moved = gpu_pd.moved(before, gpu_pd.nixl(engines))
+            about_point = {"layout": curve.layout, "workload": curve.workload.label, "qps": planned.qps}
+            with out.with_suffix(".rows.jsonl").open("a", encoding="utf-8") as sink:
+                sink.write(json.dumps({**about_point, "rows": run.rows}) + "\n")
             broken = [finding for finding in gate([run], window) if not finding.ok]
             found = point([run], planned.qps, window).model_copy(
                 update={
