@@ -78,7 +78,7 @@ def choose(topology: Topology, release: str, attention: str) -> tuple[Topology, 
         said = (
             extra.get(key) if target is extra else _said(topology, key, "env" if target is env else "engine")
         )
-        if said is None:
+        if said is None or target is env:  # each pool's own variables are laid over it
             target[key] = choice.value
         if said is None or said == choice.value:
             notes.append(f"{key} {choice.value}: {choice.why}")
