@@ -11,7 +11,7 @@ The lab must stand and serve (`make lab`). Before each trial what the verb write
 so that it has work. When the run has ended the fault is healed and `splitrail up --resume` is run; then
 `splitrail up --check` says what it would still change. A trial is good when the broken run left a record
 that says so, the resumed run ends ok, nothing is left to change, and every watched file is as it was on
-every node. Prints a Markdown table; exit code 0 when all trials are good. A trial takes about three minutes.
+every node. Prints a Markdown table; exit code 0 when all trials are good. A trial takes 3 to 15 minutes.
 """
 
 from __future__ import annotations
