@@ -14,7 +14,8 @@ at each point is printed, from the engines' metrics.
 
 ``predict`` simulates the very arrivals that ``measure`` will offer, at shares of each layout's predicted
 goodput, over the same window. Both write curves as docs/plan.md says; `splitrail report` draws them
-together. ``measure`` also leaves each request's times beside them, in ``measured.rows.jsonl``.
+together. ``measure`` also leaves each request's times beside them, in ``measured.rows.jsonl``, and says how
+much of the TTFT passed inside the engines: the rest is HTTP, text and the hand-off.
 """
 
 from __future__ import annotations
@@ -181,10 +182,14 @@ def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about
             offered = draw(
                 curve.workload, planned.qps, window.seconds + AFTER_S, SEED, even_from_s=window.drop_s
             )
-            before = gpu_pd.nixl(engines)
+            before, at = gpu_pd.total(engines), gpu_pd.total(engines, gpu_pd.INSIDE)
             run = generator(offered)
-            moved = gpu_pd.moved(before, gpu_pd.nixl(engines))
+            moved = gpu_pd.moved(before, gpu_pd.total(engines))
+            # Both pools of a request; all requests of the point, of which the client counts the window's.
+            within = gpu_pd.total(engines, gpu_pd.INSIDE)
+            inside = 1000 * sum(within[key] - at[key] for key in at) / max(1, len(run.rows))
             about_point = {"layout": curve.layout, "workload": curve.workload.label, "qps": planned.qps}
+            about_point["ttft_inside_ms"] = round(inside, 1)
             with out.with_suffix(".rows.jsonl").open("a", encoding="utf-8") as sink:
                 sink.write(json.dumps({**about_point, "rows": run.rows}) + "\n")
             broken = [finding for finding in gate([run], window) if not finding.ok]
@@ -201,6 +206,11 @@ def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about
             )
             why = "; ".join(found.unsteady) or "steady"
             say(f"{curve.layout} {curve.workload.label} at {planned.qps:g}/s: {told}; {why}")
+            waited = np.nanmean(run.first - run.planned)
+            say(
+                f"  mean TTFT of all its requests: {inside:.0f} ms inside the engines, "
+                f"{1000 * waited:.0f} ms at the client"
+            )
             if moved:
                 say(f"  KV: {json.dumps(moved)}")
             if run.errors:

@@ -7,8 +7,8 @@ it into its own on the second, as a decode engine reads from a prefill engine: f
 link), then NIXL's READ of the same bytes in ever smaller pieces, without gaps merged or not (a fresh cache
 has its blocks in a row, a used one has not), by UCX's defaults and by other settings. The last rows look for
 the end of the transfer only every 10 ms, as a decode engine does between two steps: what its metrics then
-call GB/s. Prints a Markdown table; the median of the repeats, of which the first, which makes connections,
-is left out.
+call GB/s. Prints a Markdown table, setting by setting; the median of the repeats, of which the first, which
+makes connections, is left out. Exit code 1 when a setting did not come to its end.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ SETTINGS: dict[str, dict[str, str]] = {
     "32 streams": {"UCX_CUDA_IPC_MAX_STREAMS": "32"},
 }
 STEP_S = 0.010
+# A transfer that takes longer has been lost; all of a setting's take some 30 s.
+LOST_S, SETTING_S = 20.0, 90
+COLUMNS = ["UCX", "pieces", "in a row", "looked for every", "descriptors", "post ms", "ms", "GB/s"]
 
 
 def agent(name: str) -> Any:
@@ -73,8 +77,8 @@ def owner(pipe: Connection, size: int) -> None:
     own.deregister_memory(registered)
 
 
-def read_all(pipe: Connection, size: int, repeats: int) -> list[Json]:
-    """Read the owner's memory by every cut; a figure each."""
+def read_all(pipe: Connection, size: int, repeats: int) -> Iterator[Json]:
+    """Read the owner's memory by every cut; a figure each. Raises EOFError when the owner is gone."""
     import torch  # noqa: PLC0415  # as above
 
     metadata, address, total = pipe.recv()
@@ -82,7 +86,6 @@ def read_all(pipe: Connection, size: int, repeats: int) -> list[Json]:
     own = agent("reader")
     own.register_memory(memory)
     peer = own.add_remote_agent(metadata)
-    found = []
     for label, piece in PIECES.items():
         for apart, poll_s in ((False, 0.0), (True, 0.0), (True, STEP_S)):
             if (apart and not piece) or (poll_s and piece < 20 * MIB):
@@ -98,7 +101,7 @@ def read_all(pipe: Connection, size: int, repeats: int) -> list[Json]:
                 torch.cuda.synchronize(memory.device)  # else it may come after the bytes
                 began = time.perf_counter()
                 state = own.transfer(handle)
-                while state == "PROC":
+                while state == "PROC" and time.perf_counter() - began < LOST_S:
                     if poll_s:
                         time.sleep(poll_s)
                     state = own.check_xfer_state(handle)
@@ -110,28 +113,29 @@ def read_all(pipe: Connection, size: int, repeats: int) -> list[Json]:
             own.release_dlist_handle(here)
             own.release_dlist_handle(there)
             seconds = statistics.median(times[1:])
-            found.append(
-                {
-                    "pieces": label,
-                    "in a row": not apart,
-                    "looked for every": f"{poll_s * 1000:g} ms" if poll_s else "always",
-                    "descriptors": told.descCount,
-                    "post ms": round(told.postDuration / 1000, 2),
-                    "ms": round(seconds * 1000, 2),
-                    "GB/s": round(size / seconds / 1e9, 1),
-                }
-            )
-    return found
+            yield {
+                "pieces": label,
+                "in a row": not apart,
+                "looked for every": f"{poll_s * 1000:g} ms" if poll_s else "always",
+                "descriptors": told.descCount,
+                "post ms": round(told.postDuration / 1000, 2),
+                "ms": round(seconds * 1000, 2),
+                "GB/s": round(size / seconds / 1e9, 1),
+            }
 
 
-def reader(size: int, repeats: int) -> list[Json]:
-    """Both processes of one UCX setting."""
+def reader(size: int, repeats: int, out: Path) -> None:
+    """Both processes of one UCX setting; a line of JSON in ``out`` as soon as it is known."""
     context = multiprocessing.get_context("spawn")
     mine, its = context.Pipe()
     other = context.Process(target=owner, args=(its, size))
     other.start()
+    its.close()  # so that an owner that dies is noticed
     try:
-        return read_all(mine, size, repeats)
+        with out.open("a", encoding="utf-8") as sink:
+            for one in read_all(mine, size, repeats):
+                sink.write(json.dumps(one) + "\n")
+                sink.flush()
     finally:
         mine.send("stop")
         other.join(30)
@@ -172,28 +176,46 @@ def main() -> int:
     given = parser.parse_args()
     size = int(given.gib * GIB) // (20 * MIB) * 20 * MIB
     if given.one:
-        given.out.write_text(json.dumps(reader(size, given.repeats)), encoding="utf-8")
+        reader(size, given.repeats, given.out)
         return 0
+    sys.stdout.write(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n")
     found = [{"UCX": "", **copied(size, given.repeats)}]
+    show(found)
+    good = True
     for label, settings in SETTINGS.items():
         part = given.out.with_suffix(".part")
+        part.write_text("", encoding="utf-8")
         # UCX reads its settings once a process.
         argv = [sys.executable, __file__, str(part), "--gib", str(given.gib)]
         argv += ["--repeats", str(given.repeats), "--one"]
-        done = subprocess.run(
-            argv, env={**os.environ, **settings}, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            sys.stderr.write(f"{label}: {done.stderr[-2000:]}\n")
-            continue
-        found += [{"UCX": label, **one} for one in json.loads(part.read_text(encoding="utf-8"))]
+        try:
+            done = subprocess.run(
+                argv,
+                env={**os.environ, **settings},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=SETTING_S,
+            )
+            trouble = done.stderr[-2000:] if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            trouble = f"not through after {SETTING_S} s"
+        rows = [{"UCX": label, **json.loads(line)} for line in part.read_text(encoding="utf-8").splitlines()]
         part.unlink()
-    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    columns = ["UCX", "pieces", "in a row", "looked for every", "descriptors", "post ms", "ms", "GB/s"]
-    sys.stdout.write(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n")
-    for one in found:
-        sys.stdout.write(f"| {' | '.join(str(one.get(column, '')) for column in columns)} |\n")
-    return 0
+        show(rows)
+        found += rows
+        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if trouble:
+            good = False
+            sys.stderr.write(f"{label}: {trouble}\n")
+    return 0 if good else 1
+
+
+def show(rows: list[Json]) -> None:
+    """Lines of the table, at once."""
+    for one in rows:
+        sys.stdout.write(f"| {' | '.join(str(one.get(column, '')) for column in COLUMNS)} |\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ SIDE_PORT = 5600
 READY_S = 420
 # Requests that are not through by then count as failed.
 DRAIN_S = 120
+# Metrics of an engine, summed over its requests.
 NIXL = {
     "transfers": "vllm:nixl_xfer_time_seconds_count",
     "seconds": "vllm:nixl_xfer_time_seconds_sum",
@@ -42,6 +43,8 @@ NIXL = {
     "bytes": "vllm:nixl_bytes_transferred_sum",
     "descriptors": "vllm:nixl_num_descriptors_sum",
 }
+# From the arrival at the engine itself to the first token: without HTTP, text and the hand-off.
+INSIDE = {"queue": "vllm:request_queue_time_seconds_sum", "prefill": "vllm:request_prefill_time_seconds_sum"}
 
 
 @dataclass
@@ -104,14 +107,14 @@ def await_ready(engines: list[Engine], logs: Path) -> None:
             time.sleep(1)
 
 
-def nixl(engines: list[Engine]) -> dict[str, float]:
-    """What NIXL has moved so far, over all engines."""
-    found = dict.fromkeys(NIXL, 0.0)
+def total(engines: list[Engine], names: dict[str, str] = NIXL) -> dict[str, float]:
+    """What NIXL has moved so far, or what other metrics say, summed over all engines."""
+    found = dict.fromkeys(names, 0.0)
     for engine in engines:
         with urllib.request.urlopen(f"{engine.url}/metrics", timeout=10) as answer:  # noqa: S310  # http, above
             text = answer.read().decode()
         for line in text.splitlines():
-            for key, name in NIXL.items():
+            for key, name in names.items():
                 if line.startswith((name + "{", name + " ")):
                     found[key] += float(line.rsplit(" ", 1)[1])
     return found
@@ -276,13 +279,13 @@ def measure(
     name = f"{count}p{len(engines) - count}d" if count else f"{len(engines)}agg"
     found = []
     for rate in step["rates"]:
-        before = nixl(engines)
+        before = total(engines)
         workload = {"isl": step["isl"], "osl": step["osl"]}
         requests = asyncio.run(offer(pools, workload, rate, plan["seconds"], plan))
         point = {
             **{"layout": layout, "config": name, "isl": step["isl"], "osl": step["osl"], "qps": rate},
             **summary(requests, step["osl"], plan["warm_s"]),
-            "kv": moved(before, nixl(engines)),
+            "kv": moved(before, total(engines)),
         }
         sys.stdout.write(json.dumps(point) + "\n")
         sys.stdout.flush()

@@ -12,7 +12,8 @@ after the other as the suite's role does, waits until it runs, offers each rate 
 arrivals, fixed lengths, random prompts) and writes OUT.json: TTFT, TPOT and E2E percentiles in ms, and what
 NIXL moved by the metrics that Ray exports. ``--together`` deploys all configs side by side, as applications
 of one Serve, and offers each the same arrivals at the same time: what differs then is the config alone.
-Exit code 1 when a config did not come to run; the reason that Serve gives is printed.
+Exit code 1 when a config did not come to run; the reason that Serve gives is printed, and what the engines'
+own logs say.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -94,6 +96,17 @@ def deploy(config: dict[str, Any]) -> float:
             ]
             raise RuntimeError("\n".join(said) or "Serve reports no application")
         time.sleep(2)  # between two questions
+
+
+def engines_said() -> str:
+    """The errors in the logs of Ray's workers: Serve says that an engine died, they say of what."""
+    lines = []
+    for log in sorted(Path("/tmp/ray/session_latest/logs").glob("worker-*")):  # noqa: S108  # where Ray writes
+        text = log.read_text(errors="replace").splitlines()
+        lines += [f"{log.name}: {line[:400]}" for line in text if re.search(r"\b\w*(Error|ERROR)\b", line)][
+            -6:
+        ]
+    return "\n".join(lines)
 
 
 def take_away() -> None:
@@ -218,7 +231,7 @@ def run(given: argparse.Namespace) -> int:
                 seconds = deploy(ours)
             except RuntimeError as error:
                 good = False
-                sys.stdout.write(f"{name} does not run:\n{error}\n")
+                sys.stdout.write(f"{name} does not run:\n{error}\n{engines_said()}\n")
                 results.append({"config": name, "error": str(error)})
             else:
                 sys.stdout.write(f"{name} runs after {seconds:.0f} s\n")
