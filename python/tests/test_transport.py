@@ -54,7 +54,17 @@ def test_rdma_alone_is_taken(tls: str) -> None:
 def test_what_could_hide_tcp_is_refused(change: dict[str, str], says: str) -> None:
     with pytest.raises(AnsibleFilterError, match=says):
         FILTERS["splitrail_ucx_env"]({**GOOD, **change}, "rdma")
-    assert FILTERS["splitrail_ucx_env"]({**GOOD, **change}, "tcp")
+
+
+@pytest.mark.parametrize("tls", ["tcp,self", "cuda_ipc,cuda_copy,sm,tcp,self", "rc,sm", "all", "^ib", ""])
+def test_without_a_fabric_a_lost_peer_must_be_noticed(tls: str) -> None:
+    assert FILTERS["splitrail_ucx_env"]({"UCX_TLS": tls}, "tcp")
+
+
+@pytest.mark.parametrize("tls", ["sm,self", "cuda_ipc,cuda_copy,sm,self"])
+def test_transports_that_nixl_cannot_start_with(tls: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=f"UCX_TLS {tls} has no transport that can tell.*add tcp"):
+        FILTERS["splitrail_ucx_env"]({"UCX_TLS": tls}, "tcp")
 
 
 def test_an_unset_variable_is_refused_too() -> None:

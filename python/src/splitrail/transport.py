@@ -1,7 +1,11 @@
-"""What UCX is told, and what it must not be told where RDMA is declared.
+"""What UCX is told, and what it must not be told.
 
 UCX takes the best transport that works. Where TCP is among them, an RDMA that fails shows as nothing but a
-throughput many times lower, so it may not be among them.
+throughput many times lower, so where RDMA is declared it may not be among them.
+
+NIXL opens each of its connections with an error handler for a lost peer, its own to itself too. Shared memory
+and the GPUs' own copies have none: alone they let no engine start ("no active messages transport ... no peer
+failure handler"; seen with NIXL 1.3.1 and 1.5.1).
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from typing import Any
 
 # Transports that carry data over an RDMA NIC, by the beginnings of their names (rc, rc_mlx5, rc_verbs, ...).
 _RDMA = ("rc", "dc", "ud", "ib")
+# Those that can tell of a lost peer.
+_HANDLES_LOSS = (*_RDMA, "tcp", "all")
 
 
 class TransportError(ValueError):
@@ -34,22 +40,32 @@ def net_devices(nics: Iterable[Mapping[str, Any]]) -> str:
 
 
 def check_node_env(env: Mapping[str, str], transport: str) -> None:
-    """Refuse an environment of a node in which UCX could take TCP where RDMA is declared."""
+    """Refuse an environment of a node in which NIXL cannot start, or UCX could take TCP for declared RDMA."""
+    tls = env.get("UCX_TLS", "")
     if transport != "rdma":
+        if tls and not tls.startswith("^") and not any(n.startswith(_HANDLES_LOSS) for n in _names(tls)):
+            raise TransportError(
+                f"UCX_TLS {tls} has no transport that can tell of a lost peer, which NIXL asks for, "
+                "so that no engine would start: add tcp"
+            )
         return
-    faults = [*_tls_faults(env.get("UCX_TLS", ""))]
+    faults = [*_tls_faults(tls)]
     if env.get("UCX_NET_DEVICES", "all") in ("", "all"):
         faults.append(
             "UCX_NET_DEVICES names no device, so UCX would use any NIC: set it to the rails' RDMA devices"
         )
-    if env.get("UCX_MEM_MMAP_HOOK_MODE") == "none" and "rocm" in env.get("UCX_TLS", ""):
+    if env.get("UCX_MEM_MMAP_HOOK_MODE") == "none" and "rocm" in tls:
         faults.append("UCX_MEM_MMAP_HOOK_MODE none crashes UCX on ROCm: remove it")
     if faults:
         raise TransportError("transport rdma is declared; " + "; ".join(faults))
 
 
+def _names(tls: str) -> list[str]:
+    return [name.strip() for name in tls.lstrip("^").split(",") if name.strip()]
+
+
 def _tls_faults(tls: str) -> list[str]:
-    names = [name.strip() for name in tls.lstrip("^").split(",") if name.strip()]
+    names = _names(tls)
     if not names or "all" in names:
         return [
             f"UCX_TLS {tls or 'is not set and'} lets UCX choose tcp where RDMA fails: "
