@@ -268,7 +268,7 @@ def test_one_host_of_h200_renders(tmp_path: Path, guarded: Path) -> None:
     assert set(done.per_host()) == {"h200-1"}
     assert done.index["release"] == "h200"
     env = (done.folder / "h200-1/etc/ray/ray.env").read_text().splitlines()
-    # KV caches stay on the host's NVLink: neither a NIC nor TCP may carry them.
+    # KV caches go over the host's NVLink; TCP is what NIXL can start with.
     assert "UCX_TLS=cuda_ipc,cuda_copy,sm,tcp,self" in env
     config = yaml.safe_load((done.folder / "h200-1/etc/splitrail/serve/app.yaml").read_text())
     assert config["applications"][0]["name"] == "llm-a"
