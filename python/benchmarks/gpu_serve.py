@@ -103,9 +103,8 @@ def engines_said() -> str:
     lines = []
     for log in sorted(Path("/tmp/ray/session_latest/logs").glob("worker-*")):  # noqa: S108  # where Ray writes
         text = log.read_text(errors="replace").splitlines()
-        lines += [f"{log.name}: {line[:400]}" for line in text if re.search(r"\b\w*(Error|ERROR)\b", line)][
-            -6:
-        ]
+        errors = [line for line in text if re.search(r"\b\w*(Error|ERROR)\b", line)]
+        lines += [f"{log.name}: {line[:400]}" for line in errors[-6:]]
     return "\n".join(lines)
 
 

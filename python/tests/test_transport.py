@@ -61,6 +61,14 @@ def test_without_a_fabric_a_lost_peer_must_be_noticed(tls: str) -> None:
     assert FILTERS["splitrail_ucx_env"]({"UCX_TLS": tls}, "tcp")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"UCX_NET_DEVICES": "all"}, {"UCX_NET_DEVICES": ""}, {"UCX_MEM_MMAP_HOOK_MODE": "none"}],
+)
+def test_what_only_rdma_forbids_is_taken_without_it(change: dict[str, str]) -> None:
+    assert FILTERS["splitrail_ucx_env"]({**GOOD, **change}, "tcp")
+
+
 @pytest.mark.parametrize("tls", ["sm,self", "cuda_ipc,cuda_copy,sm,self"])
 def test_transports_that_nixl_cannot_start_with(tls: str) -> None:
     with pytest.raises(AnsibleFilterError, match=f"UCX_TLS {tls} has no transport that can tell.*add tcp"):
