@@ -37,7 +37,7 @@ PIECES = {
 }
 SETTINGS: dict[str, dict[str, str]] = {
     "UCX's defaults": {},
-    "as inventory h200": {"UCX_TLS": "cuda_ipc,cuda_copy,sm,tcp,self"},
+    "transports by name": {"UCX_TLS": "cuda_ipc,cuda_copy,sm,tcp,self"},
     "1 stream": {"UCX_CUDA_IPC_MAX_STREAMS": "1"},
     "32 streams": {"UCX_CUDA_IPC_MAX_STREAMS": "32"},
 }

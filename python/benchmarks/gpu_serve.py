@@ -1,6 +1,6 @@
 """Serve configs of release ``h200`` through Ray Serve LLM on the GPUs of one host, and offer them load.
 
-    python gpu_serve.py render CONFIGS.json TOPOLOGY...
+    python gpu_serve.py render CONFIGS.json TOPOLOGY... [--engines-a-gpu 1]
     python gpu_serve.py run CONFIGS.json MODEL OUT.json [--together] [--seconds 24] [--rates 8000/512=1,2]
 
 ``render`` runs where the suite is: it writes the very config that `splitrail serve` would deploy, for each
@@ -10,8 +10,10 @@ but python/src on PYTHONPATH (for the elastic ingress), the packages of the rele
 folder MODEL (gpu_model.py). It starts a Ray head, deploys one config
 after the other as the suite's role does, waits until it runs, offers each rate (gpu_pd.py's client: Poisson
 arrivals, fixed lengths, random prompts) and writes OUT.json: TTFT, TPOT and E2E percentiles in ms, and what
-NIXL moved by the metrics that Ray exports. ``--together`` deploys all configs side by side, as applications
-of one Serve, and offers each the same arrivals at the same time: what differs then is the config alone.
+NIXL moved by the metrics that Ray exports. ``--engines-a-gpu`` lets engines share a GPU where there are too
+few: that shows that a config starts and answers, and times only against each other. ``--together`` deploys
+all configs side by side, as applications of one Serve, and offers each the same arrivals at the same time:
+what differs then is the config alone.
 Exit code 1 when a config did not come to run; the reason that Serve gives is printed, and what the engines'
 own logs say.
 """
@@ -34,9 +36,12 @@ API = "http://127.0.0.1:8265/api/serve/applications/"
 METRICS_PORT = 8080
 RUNNING_S = 540
 RATES = ("8000/512=1,1.5,2", "16000/256=0.5,1")
+# KV cache of an engine that shares its GPU: named, because engines that start at once and measure what is
+# free count one another's memory. Some 150,000 tokens of Qwen3-14B.
+SHARED_KV_BYTES = 24 * 2**30
 
 
-def render(out: Path, names: list[str]) -> None:
+def render(out: Path, names: list[str], engines_a_gpu: int) -> None:
     """Write the configs of topologies, and what Ray's node is started with."""
     import yaml  # noqa: PLC0415  # not there where `run` runs
 
@@ -59,8 +64,23 @@ def render(out: Path, names: list[str]) -> None:
             raw["engine"]["block_size"] = 16
             raw["kv_transfer"] = {"extra": {"enable_cross_layers_blocks": "False"}}
         text = app_config(root / "templates/serve/app.yaml.j2", serving(raw, site), site)
-        found["configs"][name] = yaml.safe_load(text)
+        config = yaml.safe_load(text)
+        if engines_a_gpu > 1:
+            share_gpus(config, engines_a_gpu)
+        found["configs"][name] = config
     out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def share_gpus(config: dict[str, Any], engines_a_gpu: int) -> None:
+    """Give each engine of a config a part of a GPU."""
+    for one in [one for app in config["applications"] for one in llm_configs(app)]:
+        for bundle in one["placement_group_config"]["bundles"]:
+            bundle["GPU"] /= engines_a_gpu
+        one["engine_kwargs"].update(
+            gpu_memory_utilization=round(0.9 / engines_a_gpu, 2), kv_cache_memory_bytes=SHARED_KV_BYTES
+        )
+        # Ray reads it off the bundles, too late for vLLM's own process of the engine.
+        one["runtime_env"]["env_vars"]["VLLM_RAY_PER_WORKER_GPUS"] = str(1 / engines_a_gpu)
 
 
 def call(method: str, body: object = None) -> dict[str, Any]:
@@ -259,6 +279,7 @@ def main() -> int:
     one = commands.add_parser("render")
     one.add_argument("out", type=Path)
     one.add_argument("topologies", nargs="+")
+    one.add_argument("--engines-a-gpu", type=int, default=1, help="engines that share a GPU")
     other = commands.add_parser("run")
     other.add_argument("configs", type=Path)
     other.add_argument("model", type=Path)
@@ -268,7 +289,7 @@ def main() -> int:
     other.add_argument("--rates", nargs="+", default=list(RATES), help="ISL/OSL=RATE,RATE in requests/s")
     given = parser.parse_args()
     if given.command == "render":
-        render(given.out, given.topologies)
+        render(given.out, given.topologies, given.engines_a_gpu)
         return 0
     return run(given)
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import stat
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -39,9 +40,9 @@ UCX_TCP_TX_SEG_SIZE=8K
 """
 
 
-def program(name: str) -> ModuleType:
-    """A program of the role, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"roles/serving_image/files/{name}.py")
+def program(path: str) -> ModuleType:
+    """A program that no package has, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -51,12 +52,12 @@ def program(name: str) -> ModuleType:
 
 @pytest.fixture
 def image_test() -> ModuleType:
-    return program("image_test")
+    return program("roles/serving_image/files/image_test.py")
 
 
 @pytest.fixture
 def sbom() -> ModuleType:
-    return program("sbom")
+    return program("roles/serving_image/files/sbom.py")
 
 
 @pytest.fixture
@@ -456,3 +457,26 @@ def test_a_label_names_the_source_and_the_version_of_this_suite() -> None:
     assert filters["splitrail_source_id"]({"sha256": "b" * 64}) == f"sha256:{'b' * 64}"
     with pytest.raises(KeyError):
         filters["splitrail_source_id"]({})
+
+
+@pytest.mark.parametrize(
+    ("change", "found"), [(True, "loads"), (False, "LookupError: .*dictConfig closes it")]
+)
+def test_serves_log_outlives_a_library_that_sets_up_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: bool, found: str
+) -> None:
+    stands_in: dict[str, str] = program("molecule/serving_image_rocm/files/make_sources.py").RAY
+    for name, text in stands_in.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    if change:
+        template = (ROOT / "templates/containerfiles/cpu/Containerfile.j2").read_text()
+        (edit,) = re.findall(r"sed -i ('[^']*memory_handler[^']*') \"\$file\"", template)
+        log = tmp_path / "ray/serve/_private/logging_utils.py"
+        subprocess.run(["sh", "-c", f"sed -i {edit} {log}"], check=True)
+    # In a process of its own: dictConfig closes pytest's handlers too.
+    code = "import image_test; print(image_test.outcome(image_test.serve_log))"
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}/roles/serving_image/files")
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert re.fullmatch(found, done.stdout.strip())

@@ -22,7 +22,25 @@ ROCM_TORCH = "2.9.1+rocm7.0"
 # Stand-ins of wheels: (name, version, what it requires, its modules). Some names have a CUDA build too, which
 # is what a resolver takes when nothing keeps it from that.
 VLLM = {"vllm/__init__.py": "", "vllm/_C.py": ""}
-RAY = {"ray/__init__.py": "", "ray/serve/__init__.py": "", "ray/serve/llm.py": ""}
+# Serve's log as the real one makes it: the Containerfile changes a line of it, and the image's test tries it.
+SERVE_LOG = """\
+import logging.handlers
+
+
+def configure_component_logger(*, component_name, component_id, logging_config, max_bytes, backup_count):
+    logger = logging.getLogger("ray.serve")
+    file_handler = logging.FileHandler(f"{logging_config['logs_dir']}/{component_name}.log")
+    memory_handler = logging.handlers.MemoryHandler(capacity=1, target=file_handler)
+    logger.addHandler(memory_handler)
+"""
+RAY = {
+    "ray/__init__.py": "",
+    "ray/serve/__init__.py": "",
+    "ray/serve/llm.py": "",
+    "ray/serve/schema.py": "LoggingConfig = dict\n",
+    "ray/serve/_private/__init__.py": "",
+    "ray/serve/_private/logging_utils.py": SERVE_LOG,
+}
 TORCH = {"torch/__init__.py": "from torch import version\n", "torch/version.py": "hip = None\n"}
 WHEELS: list[tuple[str, str, list[str], dict[str, str]]] = [
     ("ray", "2.55.1", ["vllm>=0.18.0; extra == 'llm'", "nixl>=1.0.0; extra == 'llm'"], RAY),

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import logging.config
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +31,7 @@ PROVIDER_HINT = (
 UCX_HINT = "Correct sources.ucx.configure and see that the library the module needs is in the last stage."
 PLUGIN_HINT = "Hand UCX's and NIXL's plugin folders to the build of the wheel."
 SOURCE_HINT = "Build again without the cache: the image was made from another commit than the release names."
+LOG_HINT = "This Ray sets up its log in another way: look whether it needs the Containerfile's change still."
 CONFIG_HINT = "Correct the topology or llm_serve's variables, or raise the release's Ray and vLLM."
 
 SHARE = Path("/usr/share/splitrail")
@@ -141,6 +144,27 @@ def provider(name: str) -> object:
     raise LookupError(f"{file} names {stem}, and {pattern} is nowhere")
 
 
+def serve_log() -> None:
+    """The log of a replica of Ray Serve, once a library has set up its own logging, as NIXL and vLLM do.
+
+    Raises LookupError when it has no file then: such a replica loses its log, and does not outlive its head.
+    """
+    utils = importlib.import_module("ray.serve._private.logging_utils")
+    settings = importlib.import_module("ray.serve.schema").LoggingConfig
+    with tempfile.TemporaryDirectory() as folder:
+        utils.configure_component_logger(
+            component_name="image-test",
+            component_id="0",
+            logging_config=settings(logs_dir=folder),
+            max_bytes=0,
+            backup_count=0,
+        )
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+        handlers = logging.getLogger("ray.serve").handlers
+        if not any(getattr(handler, "target", None) for handler in handlers):
+            raise LookupError("logging.config.dictConfig closes it")
+
+
 def cuda_wheels() -> str:
     """Every distribution here that is a build for CUDA, or ``none``."""
     here = {(str(each.metadata["Name"]), each.version) for each in metadata.distributions()}
@@ -200,6 +224,8 @@ def examine(release: dict[str, Any]) -> list[dict[str, Any]]:
     for module in wanted.get("imports", []):
         found = outcome(partial(importlib.import_module, module))
         checks.append(check("import", module, found, "loads", hint=LOAD_HINT))
+    if "ray.serve.llm" in wanted.get("imports", []):
+        checks.append(check("serve_log", "Ray Serve's log", outcome(serve_log), "loads", hint=LOG_HINT))
     module = wanted.get("nixl_module") or "nixl._api"
     for backend in wanted.get("nixl_backends", []):
         found = outcome(partial(nixl_agent, module, [backend]))
