@@ -29,7 +29,7 @@ OWN = ("-e", f"@{VARIABLES}")
 RELEASES = ROOT / "inventories/releases"
 # What serving leaves on a node, some of it: docs/day-two.md, "Reset".
 LEFT = (
-    "/etc/ray",
+    "/etc/ray/token",
     "/etc/systemd/system/ray.service",
     "/etc/splitrail/serve",
     "/var/lib/splitrail/serving_image",

@@ -4,9 +4,6 @@ Ansible runs each task on each host in a fresh fork of the controller, and a for
 reads a release imports its models, and Ansible looks through every filter plugin for its name, once for every
 task and host. What the parent has loaded the forks share. With it a task that reads `release` costs about as
 much as one that does not (python/benchmarks/fleet_speed.py).
-
-What they share stays shared until somebody writes to it, and Python's collector of garbage writes to every
-object that it looks at: it leaves alone what was there before a fork, and does not run in one, which soon ends.
 """
 
 from __future__ import annotations
@@ -50,4 +47,12 @@ def warm(root: Path, modules: Iterable[str] = _MODULES) -> None:
     for kind, names in _PLUGINS.items():
         for name in names:
             getattr(loader, f"{kind}_loader").get(name, class_only=True)
+
+
+def keep_shared() -> None:
+    """Have every later fork share its parent's memory for as long as it can.
+
+    Memory is shared until somebody writes to it, and Python's collector of garbage writes to each object that it
+    looks at. In a fork, which soon ends, it does not run, and in the parent it leaves alone what a fork shares.
+    """
     os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze, after_in_child=gc.disable)

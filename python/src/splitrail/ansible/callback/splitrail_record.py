@@ -22,7 +22,7 @@ from ansible import constants, context
 from ansible.plugins.callback import CallbackBase
 from ansible.release import __version__ as ansible_version
 
-from splitrail.ansible.warm import warm
+from splitrail.ansible.warm import keep_shared, warm
 from splitrail.daytwo import quarantine
 from splitrail.run.messages import HIDDEN, failure_message
 from splitrail.run.record import RecordError, Run, new_folder
@@ -55,7 +55,9 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible ships no ty
         root = Path(constants.CONFIG_FILE).resolve().parent if constants.CONFIG_FILE else Path.cwd()
         shown = str(name.relative_to(root)) if name.is_relative_to(root) else str(name)
         if self._recorder is None:
-            warm(root)  # the one moment before all forks at which a plugin is asked
+            # The one moment before all forks at which a plugin is asked.
+            warm(root)
+            keep_shared()
             self._begin(root, shown)
         else:
             self._write(lambda recorder: recorder.playbook(shown))
