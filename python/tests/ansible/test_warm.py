@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from splitrail import release_cache
@@ -71,3 +72,15 @@ def test_releases_are_checked_once(tmp_path: Path) -> None:
 
 def test_a_module_that_is_not_there_is_left_to_whoever_needs_it() -> None:
     assert loaded_later("one is missing") == "[]"
+
+
+@pytest.mark.parametrize(("hooked", "collects"), [(True, False), (False, True)])
+def test_a_fork_collects_no_garbage_and_its_parent_does(hooked: bool, collects: bool) -> None:
+    code = (
+        "import gc, os\nfrom splitrail.ansible.warm import keep_shared\n"
+        f"if {hooked}:\n    keep_shared()\n"
+        "if os.fork() == 0:\n    os._exit(int(gc.isenabled()))\n"
+        "_, status = os.wait()\nassert gc.isenabled()\nassert gc.get_freeze_count() == 0\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(status))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == int(collects)
