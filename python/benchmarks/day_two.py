@@ -148,7 +148,7 @@ def broken(of: str) -> Iterator[str]:
     """A release like another whose engines end as soon as they start; its file is there until the end."""
     release = yaml.safe_load((RELEASES / f"{of}.yml").read_text())
     release["name"] = f"{of}-broken"
-    release["env"] = {**release.get("env", {}), "VLLM_LOGGING_CONFIG_PATH": "/nowhere.json"}
+    release["engine"] = {**release["engine"], "tokenizer": "/nowhere"}
     file = RELEASES / f"{release['name']}.yml"
     file.write_text(yaml.safe_dump(release, sort_keys=False))
     try:
