@@ -53,6 +53,6 @@ def keep_shared() -> None:
     """Have every later fork share its parent's memory for as long as it can.
 
     Memory is shared until somebody writes to it, and Python's collector of garbage writes to each object that
-    it looks at. In a fork, which soon ends, it does not run; what the parent had before, it puts aside as old.
+    it looks at. In a fork, which soon ends, it does not run; in the parent it counts what was there as old.
     """
     os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze, after_in_child=gc.disable)
