@@ -301,9 +301,13 @@ def test_an_interrupt_keeps_what_came(world: World) -> None:
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
-    done = subprocess.run(
-        ["git", *identity, "-C", folder, *arguments], check=True, capture_output=True, text=True
-    )
+    try:
+        done = subprocess.run(
+            ["git", *identity, "-C", folder, *arguments], check=True, capture_output=True, text=True
+        )
+    except subprocess.CalledProcessError as error:
+        error.add_note(error.stderr)
+        raise
     return done.stdout.strip()
 
 
