@@ -17,16 +17,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import yaml
 from drain_under_load import VARIABLES
-from safe_deploys import INVENTORY, PROMPTS, ROOT, Load, ask, client, meanwhile, splitrail
+from safe_deploys import INVENTORY, PROMPTS, ROOT, Json, Load, ask, client, meanwhile, splitrail
+from upgrade_under_load import release_like
 
 NODE, CLUSTER = "lab-decode", "lab"
 OWN = ("-e", f"@{VARIABLES}")
-RELEASES = ROOT / "inventories/releases"
 # What serving leaves on a node, some of it: docs/day-two.md, "Reset".
 LEFT = (
     "/etc/ray/token",
@@ -43,9 +42,9 @@ def plain(*words: str) -> str:
 
 
 def on(node: str, command: str) -> str:
-    """What a command as root prints on a node, whatever its exit code."""
+    """What a command as root prints on a node. Raises CalledProcessError when it fails."""
     argv = [sys.executable, "-m", "splitrail", "lab", "ssh", "-i", str(INVENTORY), node, "--"]
-    done = subprocess.run([*argv, f"sudo sh -c '{command}'"], check=False, capture_output=True, text=True)
+    done = subprocess.run([*argv, f"sudo sh -c '{command}'"], check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 
@@ -59,7 +58,7 @@ def look(**seen: bool) -> str:
 
 def left_on(node: str) -> list[str]:
     """Which of LEFT are on a node."""
-    return on(node, f"ls -d {' '.join(LEFT)} 2>/dev/null").split()
+    return on(node, f"ls -d {' '.join(LEFT)} 2>/dev/null || true").split()
 
 
 def addresses() -> dict[str, str]:
@@ -114,7 +113,7 @@ def take_back() -> str:
 
 def upgrade() -> str:
     """An upgrade to a release whose engines do not start."""
-    with broken("cpu") as name:
+    with release_like("cpu", "broken", no_tokenizer) as name:
         splitrail("upgrade", "--to", name, *OWN, code=1)
     return look(what_served_before_serves_again=bool(ask_once()))
 
@@ -143,18 +142,9 @@ def ask_once() -> list[int]:
         return ask(who, 0)
 
 
-@contextmanager
-def broken(of: str) -> Iterator[str]:
-    """A release like another whose engines end as soon as they start; its file is there until the end."""
-    release = yaml.safe_load((RELEASES / f"{of}.yml").read_text())
-    release["name"] = f"{of}-broken"
+def no_tokenizer(release: Json) -> None:
+    """Have the engines of a release end as soon as they start."""
     release["engine"] = {**release["engine"], "tokenizer": "/nowhere"}
-    file = RELEASES / f"{release['name']}.yml"
-    file.write_text(yaml.safe_dump(release, sort_keys=False))
-    try:
-        yield release["name"]
-    finally:
-        file.unlink()
 
 
 # Each with its title, and whether requests may fail meanwhile.

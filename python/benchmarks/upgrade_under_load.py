@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import yaml
-from safe_deploys import PROMPTS, ROOT, Load, ask, client, meanwhile, splitrail
+from safe_deploys import PROMPTS, ROOT, Json, Load, ask, client, meanwhile, splitrail
 
 RELEASES = ROOT / "inventories/releases"
 NIXL = "1.5.0"
@@ -26,15 +26,11 @@ BETWEEN_S = 60
 
 
 @contextmanager
-def another(of: str) -> Iterator[str]:
-    """A release that differs from one in its NIXL alone; its file is there until the end."""
+def release_like(of: str, suffix: str, change: Callable[[Json], None]) -> Iterator[str]:
+    """A release that differs from another by ``change``; its file is there until the end."""
     release = yaml.safe_load((RELEASES / f"{of}.yml").read_text())
-    had = release["nixl"]
-    release["name"] = f"{of}-nixl-{NIXL}"
-    release["nixl"] = release["image_test"]["versions"]["nixl"] = NIXL
-    release["wheels"] = [
-        one.replace(had, NIXL) if one.startswith(("nixl==", "nixl-")) else one for one in release["wheels"]
-    ]
+    release["name"] = f"{of}-{suffix}"
+    change(release)
     file = RELEASES / f"{release['name']}.yml"
     file.write_text(yaml.safe_dump(release, sort_keys=False))
     try:
@@ -43,12 +39,21 @@ def another(of: str) -> Iterator[str]:
         file.unlink()
 
 
+def other_nixl(release: Json) -> None:
+    """Have a release pin another NIXL, and nothing else."""
+    had = release["nixl"]
+    release["nixl"] = release["image_test"]["versions"]["nixl"] = NIXL
+    release["wheels"] = [
+        one.replace(had, NIXL) if one.startswith(("nixl==", "nixl-")) else one for one in release["wheels"]
+    ]
+
+
 def main() -> int:
     """There and back."""
     hold = sys.argv[1] if len(sys.argv) > 1 else "600"
     with client() as who:
         load = Load([ask(who, number) for number in range(PROMPTS)], timeout_s=float(hold) or 120)
-    with another("cpu") as name:
+    with release_like("cpu", f"nixl-{NIXL}", other_nixl) as name:
         return meanwhile(
             {
                 f"upgrade to {name}": lambda: splitrail("upgrade", "--to", name, "--hold", hold),
