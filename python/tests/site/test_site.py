@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.site]
 ROOT = Path(__file__).resolve().parents[3]
 NODES = ("lab-head", "lab-prefill", "lab-decode")
 HEAD = "10.87.0.11"
+# ray_cluster_uid of inventories/lab
+RAY_UID = 60700
 PROMPT = "the quick brown fox jumps over the lazy dog " * 30
 
 
@@ -121,12 +123,19 @@ def test_status(site: Site) -> None:
     assert all(one["running"] == one["wanted"] == 1 for one in deployments.values())
 
 
-def test_the_token_is_asked_for_and_is_root_s_alone(site: Site) -> None:
+def test_the_token_is_asked_for_and_is_ray_s_alone(site: Site) -> None:
     assert httpx.get(f"http://{HEAD}:8265/api/v0/nodes", trust_env=False).status_code == 401
     for name in NODES:
-        node = site.host(name)
-        file = node.file("/etc/ray/token")
-        assert (file.user, file.mode) == ("root", 0o600)
+        file = site.host(name).file("/etc/ray/token")
+        assert (file.uid, file.gid, file.mode) == (RAY_UID, RAY_UID, 0o600)
+
+
+def test_ray_and_the_engines_run_without_root(site: Site) -> None:
+    for name, wanted in zip(NODES, ("raylet", "VLLM::Worker", "VLLM::Worker"), strict=True):
+        lines = site.host(name).check_output("ps -e -o uid=,comm=").splitlines()
+        found = {comm: int(uid) for uid, comm in (line.split(maxsplit=1) for line in lines)}
+        assert found[wanted] == RAY_UID, name
+        assert not [comm for comm, uid in found.items() if comm.startswith(("ray", "VLLM")) and not uid], name
 
 
 def test_the_entrance_wants_a_key_and_serve_cannot_be_reached_past_it(site: Site) -> None:
