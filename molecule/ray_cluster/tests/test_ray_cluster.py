@@ -12,7 +12,7 @@ from testinfra.host import Host
 
 HEAD = "10.88.0.11"
 NODES = {"mol-head": (HEAD, "head"), "mol-prefill": ("10.88.0.12", "prefill")}
-USER = 0  # of Ray in its container
+USER = 60700  # of Ray in its container: the lab's ray_cluster_uid
 TOKEN = "/etc/ray/token"  # noqa: S105  its path
 # Prints the status of a request with the word that it is given as token, or with the content of the file of
 # that name. A token on a command line would be in sudo's log.
