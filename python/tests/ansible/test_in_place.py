@@ -50,8 +50,7 @@ def given(file: Path, **other: Any) -> dict[str, Any]:
     """Arguments under which nothing differs, but for what is named."""
     return {
         "packages": ["podman", "libc6"],
-        "files": [{"dest": str(file), "mode": "0644", "src": "file.j2"}],
-        "digests": [DIGEST],
+        "files": [{"dest": str(file), "mode": "0644", "digest": DIGEST}],
         "services": ["good"],
         "paths": [str(file.parent)],
         "absent": [f"{file}.gone"],
@@ -124,8 +123,8 @@ def test_a_line_that_a_file_lacks(node: Path) -> None:
 
 
 def test_a_file_without_a_digest_is_an_error(node: Path) -> None:
-    with pytest.raises(ValueError, match="1 files and 0 digests"):
-        look(given(node, digests=[]))
+    with pytest.raises(KeyError, match="digest"):
+        look(given(node, files=[{"dest": str(node), "mode": "0644", "src": "file.j2"}]))
 
 
 def test_no_package_manager_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

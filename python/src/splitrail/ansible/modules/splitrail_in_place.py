@@ -26,14 +26,11 @@ options:
     elements: str
     default: []
   files:
-    description: Files that root owns, by C(dest) and C(mode); other keys are passed over.
+    description:
+      - Files that root owns, by C(dest), C(mode), and C(src), a template, or C(content), a text.
+      - The module itself gets C(digest) in place of both; the action of its name makes it.
     type: list
     elements: dict
-    default: []
-  digests:
-    description: The SHA-256 of each of O(files), in their order.
-    type: list
-    elements: str
     default: []
   services: {description: Units that run and are started at boot., type: list, elements: str, default: []}
   paths: {description: Paths that are there., type: list, elements: path, default: []}
@@ -45,8 +42,7 @@ author: The splitrail authors
 EXAMPLES = r"""
 - splitrail_in_place:
     packages: [podman]
-    files: [{dest: /etc/containers/storage.conf, mode: "0644"}]
-    digests: ["{{ lookup('ansible.builtin.template', 'storage.conf.j2') | hash('sha256') }}"]
+    files: [{dest: /etc/containers/storage.conf, mode: "0644", src: storage.conf.j2}]
 """
 
 RETURN = r"""
@@ -110,14 +106,9 @@ def services_differ(wanted: list[str]) -> list[str]:
 
 
 def look(given: dict[str, Any]) -> dict[str, Any]:
-    """Compare everything. Raises ValueError unless each file has a digest."""
-    if len(given["files"]) != len(given["digests"]):
-        raise ValueError(f"{len(given['files'])} files and {len(given['digests'])} digests")
+    """Compare everything. Raises KeyError for a file without dest, mode or digest."""
     missing = packages_differ(given["packages"])
-    files = [
-        file_differs(one["dest"], one["mode"], digest)
-        for one, digest in zip(given["files"], given["digests"], strict=True)
-    ]
+    files = [file_differs(one["dest"], one["mode"], one["digest"]) for one in given["files"]]
     lines = [line_differs(one["path"], one["line"]) for one in given["lines"]]
     settings = [difference for difference in files + lines if difference]
     settings += services_differ(given["services"])
@@ -130,14 +121,16 @@ def main() -> None:
     options: dict[str, Any] = {
         name: {"type": "list", "elements": elements, "default": []}
         for name, elements in (
-            *(("packages", "str"), ("files", "dict"), ("digests", "str")),
-            *(("services", "str"), ("paths", "path"), ("absent", "path"), ("lines", "dict")),
+            *(("packages", "str"), ("files", "dict"), ("services", "str")),
+            *(("paths", "path"), ("absent", "path"), ("lines", "dict")),
         )
     }
     module = AnsibleModule(argument_spec=options, supports_check_mode=True)
     try:
         module.exit_json(changed=False, **look(module.params))
-    except (KeyError, ValueError, OSError, subprocess.SubprocessError) as error:
+    except KeyError as error:
+        module.fail_json(msg=f"one of files has no {error}")
+    except (ValueError, OSError, subprocess.SubprocessError) as error:
         module.fail_json(msg=f"what is in place could not be looked at: {error}")
 
 
