@@ -35,6 +35,7 @@ from typing import Any
 API = "http://127.0.0.1:8265/api/serve/applications/"
 METRICS_PORT = 8080
 RUNNING_S = 540
+EXPORT_S = 12  # Ray exports metrics every 10 s
 RATES = ("8000/512=1,1.5,2", "16000/256=0.5,1")
 # KV cache of an engine that shares its GPU: named, because engines that start at once and measure what is
 # free count one another's memory. Some 150,000 tokens of Qwen3-14B.
@@ -200,8 +201,14 @@ def measure(
         for app in config["applications"]
     ]
     model = llm_configs(config["applications"][0])[0]["model_loading_config"]["model_id"]
-    # The first requests make connections and compile kernels.
+    # The first requests make connections and compile kernels. What they moved, and how fast, is said at once:
+    # a run may end before its first point.
+    before, began = nixl(), time.monotonic()
     asyncio.run(offer(fronts, {"isl": 2000, "osl": 8}, 4.0, 8.0, model))
+    took = time.monotonic() - began
+    time.sleep(EXPORT_S)
+    sys.stdout.write(f"warm-up: {took:.1f} s, KV {gpu_pd.moved(before, nixl())}\n")
+    sys.stdout.flush()
     points = []
     for text in rates:
         lengths, _, offered = text.partition("=")
@@ -209,7 +216,7 @@ def measure(
         for rate in map(float, offered.split(",")):
             before = nixl()
             answers = asyncio.run(offer(fronts, {"isl": isl, "osl": osl}, rate, seconds, model))
-            time.sleep(12)  # Ray exports metrics every 10 s
+            time.sleep(EXPORT_S)
             kv = gpu_pd.moved(before, nixl())  # of all applications together
             for name, requests in zip(names, answers, strict=True):
                 point = {
