@@ -44,7 +44,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 2222
 LIMIT_S = 1800  # of a run; a first one at 500 hosts took 900 s on two processors
-PACKAGES = ("openssh-server", "libwrap0")
+PACKAGES = ("openssh-server", "openssh-sftp-server", "libwrap0")
 PLAYBOOKS = ("playbooks/preflight.yml", "playbooks/provision.yml")
 TAGS = "preflight_verify,container_engine_preflight,container_engine_configure"
 # What programs of a session read there; everything else of /etc is left out, and most of it is not needed.
@@ -102,11 +102,11 @@ def make_etc(folder: Path, number: int) -> None:
     (folder / "containers/registries.conf.d").mkdir()
 
 
-def find_sshd(folder: Path) -> tuple[str, dict[str, str]]:
-    """The machine's sshd, or one unpacked from its packages; and the environment that it needs."""
-    found = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
-    if found:
-        return found, {}
+def find_sshd(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The root under which the machine's sshd lies, or one unpacked from its packages; and the environment
+    that it needs."""
+    if Path("/usr/sbin/sshd").exists():
+        return Path("/"), {}
     unpacked = folder / "sshd"
     if not unpacked.exists():
         unpacked.mkdir()
@@ -116,7 +116,7 @@ def find_sshd(folder: Path) -> tuple[str, dict[str, str]]:
         for package in unpacked.glob("*.deb"):
             subprocess.run(["dpkg", "-x", str(package), str(unpacked)], check=True)
     libraries = ":".join(sorted({str(path.parent) for path in unpacked.rglob("*.so*")}))
-    return str(unpacked / "usr/sbin/sshd"), {"LD_LIBRARY_PATH": libraries}
+    return unpacked, {"LD_LIBRARY_PATH": libraries}
 
 
 @contextmanager
@@ -138,18 +138,20 @@ def simulated_hosts(folder: Path, count: int) -> Iterator[None]:
         if not path.exists():
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
     (folder / "known_hosts").write_text(f"fleet {host_key.with_suffix('.pub').read_text()}")
+    root, environment = find_sshd(folder)
+    # Files arrive as they do on any host; without it Ansible tries it, then scp, then a pipe, for each file.
     (folder / "sshd_config").write_text(
         f"Port {PORT}\nListenAddress 0.0.0.0\nHostKey {host_key}\nAuthorizedKeysFile {key}.pub\n"
         "PermitRootLogin yes\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nUseDNS no\n"
         "MaxStartups 1000\nMaxSessions 64\nPidFile none\nPrintMotd no\n"
+        f"Subsystem sftp {root / 'usr/lib/openssh/sftp-server'}\n"
         f"ForceCommand exec unshare --mount --propagation private {enter}\n"
     )
-    program, environment = find_sshd(folder)
     # Its own /etc has the user that sshd wants, and /run/sshd is not made on the machine.
     own = f'mount --bind "{folder}/etc/{address(0)}" /etc && mount -t tmpfs none /run && mkdir /run/sshd'
     words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f'{own} && exec "$@"', "sh"]
     server = subprocess.Popen(
-        [*words, program, "-D", "-e", "-f", str(folder / "sshd_config")],
+        [*words, str(root / "usr/sbin/sshd"), "-D", "-e", "-f", str(folder / "sshd_config")],
         env={**os.environ, **environment},
         stderr=(folder / "sshd.log").open("w"),
     )
