@@ -152,6 +152,14 @@ def nixl() -> dict[str, float]:
     return found
 
 
+def moved_since(before: dict[str, float]) -> dict[str, float]:
+    """A transfer's means since a reading of `nixl`, once Ray has exported all; it does not say when."""
+    import gpu_pd  # noqa: PLC0415  # as above
+
+    time.sleep(EXPORT_S)
+    return gpu_pd.moved(before, nixl())
+
+
 def together(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """One config of several, each application by a route and with side-channel ports of its own."""
     applications = []
@@ -206,8 +214,7 @@ def measure(
     before, began = nixl(), time.monotonic()
     asyncio.run(offer(fronts, {"isl": 2000, "osl": 8}, 4.0, 8.0, model))
     took = time.monotonic() - began
-    time.sleep(EXPORT_S)
-    sys.stdout.write(f"warm-up: {took:.1f} s, KV {gpu_pd.moved(before, nixl())}\n")
+    sys.stdout.write(f"warm-up: {took:.1f} s, KV {moved_since(before)}\n")
     sys.stdout.flush()
     points = []
     for text in rates:
@@ -216,8 +223,7 @@ def measure(
         for rate in map(float, offered.split(",")):
             before = nixl()
             answers = asyncio.run(offer(fronts, {"isl": isl, "osl": osl}, rate, seconds, model))
-            time.sleep(EXPORT_S)
-            kv = gpu_pd.moved(before, nixl())  # of all applications together
+            kv = moved_since(before)  # of all applications together
             for name, requests in zip(names, answers, strict=True):
                 point = {
                     **{"config": name, "isl": isl, "osl": osl, "qps": rate},
