@@ -12,6 +12,10 @@ and PyYAML, which come with vLLM, and this repository's python/src on PYTHONPATH
 from engine to engine, as a proxy would, so that all layouts are measured on the same engines. What NIXL moved
 at each point is printed, from the engines' metrics.
 
+``predict --hits 0.96`` adds, for every split, the same workloads with that share of each prompt in the
+cache of the engine that prefills, and none in the cache of the one that decodes. One prefill engine then
+feeds a decode engine as several would without hits: what 3P1D asks of its decode engine, on two GPUs.
+
 ``predict`` simulates the very arrivals that ``measure`` will offer, at shares of each layout's predicted
 goodput, over the same window. Both write curves as docs/plan.md says; `splitrail report` draws them
 together. ``measure`` also leaves each request's times beside them, in ``measured.rows.jsonl``, and says how
@@ -27,18 +31,22 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
+import httpx
 import numpy as np
 from plan_accuracy import crossing
 
-from splitrail.bench.engines import Endpoint, Route, Split
+from splitrail.bench.engines import Body, Endpoint, OnToken, Route, Split
 from splitrail.bench.http import Http
 from splitrail.bench.measured import Measured, point
 from splitrail.bench.steady import gate
-from splitrail.bench.traffic import draw
+from splitrail.bench.traffic import Traffic, draw, warm_prefixes
 from splitrail.plan.goodput import goodput
 from splitrail.plan.simulate import simulate, traffic
 from splitrail.plan.system import fleet, with_cross_layer_blocks
@@ -64,15 +72,27 @@ WORKLOADS = {
 }
 SHARES = (0.75, 1.05)
 WARM_S, AFTER_S, SEED = 5.0, 4.0, 0
+# Simulations of one window, and how far arrivals are moved in each: some steps of an engine.
+RUNS, MOVED_S = 20, 0.02
 KEYS = ("ttft_p50", "ttft_p90", "tpot_p50", "tpot_p90", "e2e_p50", "e2e_p90")
 # Ends of requests after the last was sent, and what a new process or a warm-up takes.
 DRAIN_S, START_S, WARM_UP_S = 5.0, 130.0, 8.0
 
 
-def workload(name: str) -> Workload:
+class FreshDecode(Split):
+    """Prefill-decode whose decode engines find nothing in their own cache: each prompt is moved whole."""
+
+    async def ask(self, client: httpx.AsyncClient, body: Body, on_token: OnToken) -> int:
+        """See Route. The salt keeps vLLM from finding the prompt of an earlier request."""
+        place = await self.prefill.least_busy().prefill(client, body)
+        fresh = {**body, "kv_transfer_params": place, "cache_salt": uuid4().hex}
+        return await self.decode.ask(client, fresh, on_token)
+
+
+def workload(name: str, hits: float = 0.0) -> Workload:
     """Of ``8000/256``."""
     isl, osl = name.split("/")
-    return Workload(isl=Lengths(mean=int(isl)), osl=Lengths(mean=int(osl)))
+    return Workload(isl=Lengths(mean=int(isl)), osl=Lengths(mean=int(osl)), hit_rate=hits)
 
 
 def say(text: str) -> None:
@@ -88,9 +108,16 @@ def save(path: Path, about: str, curves: Sequence[Curve]) -> None:
 
 
 def predict(
-    out: Path, model_name: str, kv: str, shares: Sequence[float], *, seconds: float, labels: Sequence[str]
+    out: Path,
+    model_name: str,
+    kv: str,
+    shares: Sequence[float],
+    *,
+    seconds: float,
+    labels: Sequence[str],
+    hits: Sequence[float] = (),
 ) -> None:
-    """Simulate every layout and workload at shares of its goodput."""
+    """Simulate every layout and workload at shares of its goodput; with ``hits`` only splits."""
     # The planner's command line wants packages that a GPU host need not have.
     from splitrail.plan.cli import find_model  # noqa: PLC0415
 
@@ -98,13 +125,15 @@ def predict(
     if kv == "cross-layer":
         model = with_cross_layer_blocks(model)
     curves = []
-    for name, sla in WORKLOADS.items():
-        asked = workload(name)
+    for (name, sla), share in product(WORKLOADS.items(), (0.0, *hits)):
+        asked = workload(name, share)
         for label in labels:
+            if share and Layout.read(label).prefill is None:
+                continue
             engines = fleet(Layout.read(label), model)
             found = goodput(engines, asked, read_sla(sla))
-            rates = [round(found.qps * share, 3) for share in shares] if found.qps else [0.5]
-            say(f"{label} {name}: goodput {found.qps:.3g}/s, ends with {found.binding}; rates {rates}")
+            rates = [round(found.qps * part, 3) for part in shares] if found.qps else [0.5]
+            say(f"{label} {asked.label}: goodput {found.qps:.3g}/s, ends with {found.binding}; rates {rates}")
             points = tuple(simulated(engines, asked, qps, seconds) for qps in rates)
             sustained = Sustained(
                 sla=read_sla(sla), qps=found.qps or None, binding=found.binding, why="simulated"
@@ -148,11 +177,23 @@ def replay(measured: Curves, out: Path, model_name: str, kv: str) -> None:
 
 
 def simulated(engines: Any, asked: Workload, qps: float, seconds: float) -> Point:
-    """The planner's answer to the very requests that will be sent."""
+    """The planner's answer to the very requests that will be sent.
+
+    Each a little earlier or later, RUNS times over: which engine a request finds less busy, and whether it
+    then waits for another prompt, hangs on milliseconds that nobody can foretell.
+    """
     sent = Window(seconds=WARM_S + seconds + AFTER_S, drop_s=WARM_S)
-    run = simulate(engines, traffic(asked, qps, sent, SEED, even=True), seed=SEED)
-    rows = [(one.arrival, one.arrival, one.first, one.last, one.osl) for one in run.requests]
-    return point([Measured.of(rows)], qps, Window(seconds=WARM_S + seconds, drop_s=WARM_S))
+    runs = []
+    for seed in range(RUNS):
+        moved = np.random.default_rng(seed)
+        requests = traffic(asked, qps, sent, SEED, even=True)
+        for request in requests:
+            request.arrival = max(0.0, request.arrival + float(moved.normal(0.0, MOVED_S)))
+        requests.sort(key=lambda request: request.arrival)
+        run = simulate(engines, requests, seed=seed)
+        rows = [(one.arrival, one.arrival, one.first, one.last, one.osl) for one in run.requests]
+        runs.append(Measured.of(rows))
+    return point(runs, qps, Window(seconds=WARM_S + seconds, drop_s=WARM_S))
 
 
 def route(label: str, urls: Sequence[str]) -> Route:
@@ -160,7 +201,7 @@ def route(label: str, urls: Sequence[str]) -> Route:
     layout = Layout.read(label)
     if layout.prefill is None:
         return Endpoint(urls)
-    return Split(urls[: layout.prefill.replicas], urls[layout.prefill.replicas :])
+    return FreshDecode(urls[: layout.prefill.replicas], urls[layout.prefill.replicas :])
 
 
 def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about: str) -> list[Curve]:
@@ -182,6 +223,9 @@ def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about
             offered = draw(
                 curve.workload, planned.qps, window.seconds + AFTER_S, SEED, even_from_s=window.drop_s
             )
+            if curve.workload.hit_rate:
+                # Not while measuring: what fills the cache is no part of the point.
+                generator(fill(offered))
             before, at = gpu_pd.total(engines), gpu_pd.total(engines, gpu_pd.INSIDE)
             run = generator(offered)
             moved = gpu_pd.moved(before, gpu_pd.total(engines))
@@ -229,6 +273,12 @@ def measure(predicted: Curves, out: Path, urls: Sequence[str], model: str, about
     return done
 
 
+def fill(traffic: Traffic) -> Traffic:
+    """A prompt of each prefix that requests of this traffic share, one a second."""
+    prompts = tuple(replace(one, at_s=float(at)) for at, one in enumerate(warm_prefixes(traffic)))
+    return Traffic(prompts, traffic.block, traffic.salt)
+
+
 def layouts(curves: Curves) -> list[str]:
     """The layouts of curves, in their order."""
     return list(dict.fromkeys(curve.layout for curve in curves.curves))
@@ -258,7 +308,8 @@ def compare(predicted: Curves, measured: Curves) -> None:
                 if real is None or told is None:
                     continue
                 error = told / real - 1
-                use = key if seen.steady else f"{key}, not steady"
+                use = key + (", hits" if curve.workload.hit_rate else "")
+                use += "" if seen.steady else ", not steady"
                 errors.setdefault(use, []).append(abs(error))
                 steady = "yes" if seen.steady else "no"
                 place = f"{curve.layout} | {curve.workload.label} | {seen.qps:g}"
@@ -280,7 +331,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def goodputs(predicted: Curves, measured: Curves) -> None:
     """The rate at which each SLA ends, by measured and by predicted points, and the winners."""
-    for name, sla in WORKLOADS.items():
+    asked = dict.fromkeys(curve.workload for curve in measured.curves)
+    for name, sla in [(one.label, WORKLOADS[one.label.partition(",")[0]]) for one in asked]:
         limits = {limit.key: limit.ms for limit in read_sla(sla).limits}
         say(f"\n{name}, {', '.join(sla)}: requests/s, `<` and `>` are bounds\n")
         say("| layout | measured | predicted |\n|---|---|---|")
@@ -317,6 +369,7 @@ def main() -> int:
     one.add_argument("--kv", choices=["cross-layer", "vllm"], default="cross-layer", help="the KV layout")
     one.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the predicted goodput")
     one.add_argument("--seconds", type=float, default=25.0, help="that count at each rate")
+    one.add_argument("--hits", type=float, nargs="+", default=[], help="also with such shares of hits")
     one.add_argument("--layouts", nargs="+", default=LAYOUTS, help="4agg, 2p2d, ...")
     two = verbs.add_parser("measure")
     two.add_argument("predicted", type=Path)
@@ -334,7 +387,15 @@ def main() -> int:
     four.add_argument("--kv", choices=["cross-layer", "vllm"], default="cross-layer", help="the KV layout")
     given = parser.parse_args()
     if given.verb == "predict":
-        predict(given.out, given.model, given.kv, given.shares, seconds=given.seconds, labels=given.layouts)
+        predict(
+            given.out,
+            given.model,
+            given.kv,
+            given.shares,
+            seconds=given.seconds,
+            labels=given.layouts,
+            hits=given.hits,
+        )
         say(f"measuring this takes about {expected_s(load_curves(given.out), True) / 60:.0f} min of the GPUs")
     elif given.verb == "replay":
         replay(load_curves(given.measured), given.out, given.model, given.kv)
@@ -346,23 +407,28 @@ def main() -> int:
         began = time.monotonic()
         with ExitStack() as stack:
             gpus = Layout.read(layouts(known)[0]).gpus
-            urls = given.urls or started(stack, given.model, given.engines, gpus, given.out.resolve().parent)
+            hits = any(curve.workload.hit_rate for curve in known.curves)
+            logs = given.out.resolve().parent
+            urls = given.urls or started(stack, given.model, given.engines, gpus, logs, hits=hits)
             about = f"{len(urls)} engines of {given.model} ({given.engines} KV layout)"
             measure(known, given.out, urls, given.model, about)
         say(f"written: {given.out}, after {(time.monotonic() - began) / 60:.1f} min")
     return 0
 
 
-def started(stack: ExitStack, model: str, layout: str, gpus: int, logs: Path) -> list[str]:
+def started(
+    stack: ExitStack, model: str, layout: str, gpus: int, logs: Path, *, hits: bool = False
+) -> list[str]:
     """So many vLLM servers that end with the stack; their logs lie beside the output."""
     import gpu_pd  # noqa: PLC0415  # as above
 
     plan = json.loads((HERE / "gpu_pd.json").read_text(encoding="utf-8"))
     own = next(one["engine"] for one in plan["layouts"] if one["name"] == layout)
+    common = plan["engine"] | ({"enable_prefix_caching": True} if hits else {})
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     engines = []
     for number in range(gpus):
-        engines.append(gpu_pd.start(number, model, own, plan["engine"], logs))
+        engines.append(gpu_pd.start(number, model, own, common, logs))
         stack.callback(engines[-1].process.wait)
         stack.callback(engines[-1].process.terminate)
     began = time.monotonic()

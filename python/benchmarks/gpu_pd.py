@@ -126,6 +126,12 @@ def least_busy(engines: list[Engine]) -> Engine:
     return random.choice([engine for engine in engines if engine.outstanding == fewest])  # noqa: S311  # no secret
 
 
+async def check(answer: aiohttp.ClientResponse) -> None:
+    """Raises aiohttp.ClientError with the server's words."""
+    if not answer.ok:
+        raise aiohttp.ClientError(f"{answer.status}: {(await answer.text())[:300]}")
+
+
 async def prefill(session: aiohttp.ClientSession, pool: list[Engine], body: dict[str, Any]) -> dict[str, Any]:
     """Have a prompt's KV cache computed; returns where it lies."""
     engine = least_busy(pool)
@@ -134,7 +140,6 @@ async def prefill(session: aiohttp.ClientSession, pool: list[Engine], body: dict
         asked = {
             **body,
             "max_tokens": 1,
-            "min_tokens": 1,
             "stream": False,
             "kv_transfer_params": {
                 "do_remote_decode": True,
@@ -146,7 +151,7 @@ async def prefill(session: aiohttp.ClientSession, pool: list[Engine], body: dict
             },
         }
         async with session.post(f"{engine.url}/v1/completions", json=asked) as answer:
-            answer.raise_for_status()
+            await check(answer)
             place: dict[str, Any] = (await answer.json())["kv_transfer_params"]
             return place
     finally:
@@ -169,7 +174,7 @@ async def serve(
         try:
             asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
             async with session.post(f"{engine.url}/v1/completions", json=asked) as answer:
-                answer.raise_for_status()
+                await check(answer)
                 async for line in answer.content:
                     if b'"usage":{' in line:  # the last one, which carries no token
                         request.tokens = json.loads(line[6:])["usage"]["completion_tokens"]
@@ -201,7 +206,6 @@ async def offer(
                 "model": plan["model"],
                 "prompt": [draw.randrange(10, plan["vocabulary"]) for _ in range(workload["isl"])],
                 "max_tokens": workload["osl"],
-                "min_tokens": workload["osl"],
                 "ignore_eos": True,
                 "temperature": 0,
             }

@@ -35,7 +35,8 @@ from typing import Any
 API = "http://127.0.0.1:8265/api/serve/applications/"
 METRICS_PORT = 8080
 RUNNING_S = 540
-EXPORT_S = 12  # Ray exports metrics every 10 s
+# How often Ray exports metrics (otherwise every 10 s), and until all have come.
+EXPORT_MS, EXPORT_S = 2000, 6
 RATES = ("8000/512=1,1.5,2", "16000/256=0.5,1")
 # KV cache of an engine that shares its GPU: named, because engines that start at once and measure what is
 # free count one another's memory. Some 150,000 tokens of Qwen3-14B.
@@ -153,7 +154,10 @@ def nixl() -> dict[str, float]:
 
 
 def moved_since(before: dict[str, float]) -> dict[str, float]:
-    """A transfer's means since a reading of `nixl`, once Ray has exported all; it does not say when."""
+    """A transfer's means since a reading of `nixl`, once Ray has exported all; it does not say when.
+
+    Ray puts each figure in the middle of its histogram's bucket, so they are rough.
+    """
     import gpu_pd  # noqa: PLC0415  # as above
 
     time.sleep(EXPORT_S)
@@ -212,8 +216,10 @@ def measure(
     # The first requests make connections and compile kernels. What they moved, and how fast, is said at once:
     # a run may end before its first point.
     before, began = nixl(), time.monotonic()
-    asyncio.run(offer(fronts, {"isl": 2000, "osl": 8}, 4.0, 8.0, model))
+    warm = asyncio.run(offer(fronts, {"isl": 2000, "osl": 8}, 4.0, 8.0, model))
     took = time.monotonic() - began
+    if errors := [one.error for requests in warm for one in requests if one.error]:
+        raise RuntimeError(f"{len(errors)} requests of the warm-up failed: {errors[0]}")
     sys.stdout.write(f"warm-up: {took:.1f} s, KV {moved_since(before)}\n")
     sys.stdout.flush()
     points = []
@@ -244,6 +250,7 @@ def run(given: argparse.Namespace) -> int:
         **rendered["node_env"],
         "HF_HUB_OFFLINE": "1",
         "RAY_num_prestart_python_workers": "0",
+        "RAY_metrics_report_interval_ms": str(EXPORT_MS),
     }
     start = [
         *("ray", "start", "--head", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
@@ -261,15 +268,14 @@ def run(given: argparse.Namespace) -> int:
             ours = json.loads(text.replace(json.dumps(source), json.dumps(str(given.model.resolve()))))
             try:
                 seconds = deploy(ours)
-            except RuntimeError as error:
-                good = False
-                sys.stdout.write(f"{name} does not run:\n{error}\n{engines_said()}\n")
-                results.append({"config": name, "error": str(error)})
-            else:
                 sys.stdout.write(f"{name} runs after {seconds:.0f} s\n")
                 sys.stdout.flush()
                 points = measure(names, ours, given.rates, given.seconds)
                 results.append({"config": name, "running_s": round(seconds, 1), "points": points})
+            except RuntimeError as error:
+                good = False
+                sys.stdout.write(f"{name} does not serve:\n{error}\n{engines_said()}\n")
+                results.append({"config": name, "error": str(error)})
             given.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
             take_away()
     finally:
