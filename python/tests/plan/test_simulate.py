@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from splitrail.plan.engine import Engine, Request
 from splitrail.plan.simulate import Balancing, Fleet, SimulationError, _balancer, point, simulate, traffic
-from splitrail.plan.step import Kind, Settings, Step
+from splitrail.plan.step import Kind, Settings, Step, Transfer
 from splitrail.workload import Lengths, Window, Workload
 from tests.plan.conftest import SETTINGS, STEP, TRANSFER, aggregated, split, workload
 
@@ -64,6 +64,26 @@ def test_of_engines_with_as_many_requests_each_gets_its_turn_or_any() -> None:
     of_two = _balancer("two-choices", 0)
     assert 170 < sum(of_two(engines) is engines[1] for _ in range(300)) < 230
     assert of_two(engines[:1]) is engines[0]
+
+
+@pytest.mark.parametrize(("asynchronous", "left_out"), [(False, 1), (True, 3)])
+def test_a_kv_cache_is_seen_some_steps_after_it_has_come(asynchronous: bool, left_out: int) -> None:
+    # Steps of 10 ms whatever is in them, and a cache that is there at once.
+    step = Step(step_s=0.01, token_s=0.0)
+    engine = SETTINGS.model_copy(update={"async_scheduling": asynchronous})
+    at_once = Transfer(bytes_per_s=1e15, bytes_per_token=1.0)
+    kinds = {
+        "prefill": Kind(step, engine, prefill_only=True),
+        "decode": Kind(step, engine, transfer=at_once),
+    }
+    fleet = Fleet(kinds, {"prefill": 1, "decode": 1})
+    first, second = Request(0, 0.0, 100, 500), Request(1, 1.005, 100, 50)
+    simulate(fleet, [first, second])
+    # The prompt's step and one of the decode engine, which had nothing else to do.
+    assert first.first == pytest.approx(0.02)
+    # Its prompt, the rest of a step of the other request, the step during which the cache comes, those that
+    # leave it out, and its own.
+    assert second.first - 1.005 == pytest.approx(0.01 + 0.005 + 0.01 + 0.01 * left_out + 0.01, abs=1e-6)
 
 
 def test_a_split_adds_handoff_posting_and_one_step() -> None:
@@ -159,7 +179,7 @@ def test_every_request_ends_once_and_the_cache_never_overflows(
     for engine in seen:
         assert engine.free == engine.kind.blocks
         assert (engine.decoding, engine.context, engine.outstanding) == (0, 0, 0)
-        assert not engine.waiting and not engine.running and not engine.loading
+        assert not engine.waiting and not engine.running and not engine.loading and not engine.arrived
 
 
 class watching:

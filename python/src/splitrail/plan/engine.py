@@ -14,6 +14,11 @@ from math import ceil, sqrt
 from splitrail.plan.step import Kind
 
 FOREVER = 1 << 60
+# Decode steps that leave out a KV cache that has arrived, without and with asynchronous scheduling: a worker
+# looks for arrivals when it launches a step, its output tells the scheduler, which plans the next step; with
+# asynchronous scheduling both look and plan are a step ahead of the GPU (vLLM 0.26.0, EngineCore's
+# step_with_batch_queue, GPUModelRunner.execute_model). An engine that decodes nothing sees it at once.
+UNSEEN_STEPS = {False: 1, True: 3}
 
 
 class Request:
@@ -70,6 +75,7 @@ class Engine:
         self.free = kind.blocks
         self.waiting: deque[Request] = deque()
         self.loading: list[tuple[float, int, Request]] = []  # KV caches on their way, by the time of arrival
+        self.arrived: deque[tuple[int, Request]] = deque()  # and here, by the step that will use them
         self.running: dict[Request, None] = {}  # in the order of admission
         self.partial: Request | None = None  # its prompt is not yet all computed
         self.finishes: list[
@@ -204,6 +210,9 @@ class Engine:
         self._count = 0
         self._arrived(now)
         count = self._room(now)
+        while self.arrived and not self.decoding:  # all that decoded were preempted
+            self._arrived(now)
+            count = self._room(now)
         if self.partial is not None or self.waiting:
             self._admit(now)
         if self._chunks:
@@ -232,6 +241,8 @@ class Engine:
         while self.finishes[0][3] not in self.running or left <= 0:
             heappop(self.finishes)  # it was preempted, and stands elsewhere in the heap if it came back
             left = self.finishes[0][0] - self.steps
+        if self.arrived:
+            left = min(left, self.arrived[0][0] - self.steps)
         self._count = max(1, min(left, room))
         if self._stall and self.settings.async_scheduling:
             # The host posts while the GPU still runs the step that was launched before.
@@ -280,12 +291,16 @@ class Engine:
         return self.until
 
     def _arrived(self, now: float) -> None:
-        """KV caches that are here: their requests make their first token in the coming step."""
+        """KV caches that are here and known: their requests make their first token in the coming step."""
+        unseen = UNSEEN_STEPS[self.settings.async_scheduling] if self.decoding else 0
         while self.loading and self.loading[0][0] <= now + 1e-12:
-            if len(self.running) >= self.settings.max_num_seqs:
-                return
             request = heappop(self.loading)[2]
             self.fetched.append(request)
+            self.arrived.append((self.steps + unseen, request))
+        while self.arrived and (self.arrived[0][0] <= self.steps or not self.decoding):
+            if len(self.running) >= self.settings.max_num_seqs:
+                return
+            request = self.arrived.popleft()[1]
             self._joined.append(request)
             self.running[request] = None
             self.free += request.blocks
