@@ -77,7 +77,6 @@ class Server:
         asked = {
             **body,
             "max_tokens": 1,
-            "min_tokens": 1,
             "stream": False,
             "kv_transfer_params": _REMOTE_DECODE,
         }

@@ -66,7 +66,7 @@ class Http:
             trust_env=False,
         ) as client:
             for body in shared:
-                await self.one(client, {**body, "max_tokens": 1, "min_tokens": 1}, 0.0, self.clock())
+                await self.one(client, {**body, "max_tokens": 1}, 0.0, self.clock())
             started = self.clock() if begin is None else begin
             running = []
             for request, body in zip(traffic.requests, bodies, strict=True):
@@ -97,7 +97,6 @@ class Http:
             "model": self.model,
             "prompt": tokens(traffic, request),
             "max_tokens": request.osl,
-            "min_tokens": request.osl,
             "ignore_eos": True,
             "temperature": 0,
         }
