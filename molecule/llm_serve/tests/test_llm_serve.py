@@ -17,6 +17,8 @@ STREAM = f"""
 import json, urllib.request
 body = {{"model": "lab-qwen3", "prompt": "the quick brown fox", "max_tokens": 16}}
 body |= {{"ignore_eos": True, "stream": True}}
+# More than the one token that the prefill engine makes.
+body["min_tokens"] = 16
 headers = {{"Content-Type": "application/json"}}
 request = urllib.request.Request("{ENDPOINT}", json.dumps(body).encode(), headers)
 for line in urllib.request.urlopen(request, timeout=120):

@@ -33,8 +33,16 @@ def configure_component_logger(*, component_name, component_id, logging_config, 
     memory_handler = logging.handlers.MemoryHandler(capacity=1, target=file_handler)
     logger.addHandler(memory_handler)
 """
+# And a request to a prefill engine, of which it changes a line too.
+PREFILL = """\
+def _prepare_prefill_request(request):
+    prefill_request = request.model_copy(deep=True)
+    prefill_request.max_tokens = 1
+    return prefill_request
+"""
 RAY = {
     "ray/__init__.py": "",
+    "ray/llm/_internal/serve/pd_server.py": PREFILL,
     "ray/serve/__init__.py": "",
     "ray/serve/llm.py": "",
     "ray/serve/schema.py": "LoggingConfig = dict\n",
