@@ -308,8 +308,7 @@ def compare(predicted: Curves, measured: Curves) -> None:
                 if real is None or told is None:
                     continue
                 error = told / real - 1
-                use = key + (", hits" if curve.workload.hit_rate else "")
-                use += "" if seen.steady else ", not steady"
+                use = key if seen.steady else f"{key}, not steady"
                 errors.setdefault(use, []).append(abs(error))
                 steady = "yes" if seen.steady else "no"
                 place = f"{curve.layout} | {curve.workload.label} | {seen.qps:g}"
