@@ -89,7 +89,8 @@ class Settings(Strict):
     holds.
 
     With ``async_scheduling`` the host prepares a step while the GPU runs the one before, so a transfer that
-    is posted delays the GPU only by what it takes longer than a decode step.
+    is posted delays the GPU only by what it takes longer than a decode step, and a cache that has arrived is
+    used later than without (``engine.UNSEEN_STEPS``).
     """
 
     max_num_batched_tokens: int = Field(default=8192, ge=1)
