@@ -14,8 +14,8 @@ NIXL moved by the metrics that Ray exports. ``--engines-a-gpu`` lets engines sha
 few: that shows that a config starts and answers, and times only against each other. ``--together`` deploys
 all configs side by side, as applications of one Serve, and offers each the same arrivals at the same time:
 what differs then is the config alone.
-Exit code 1 when a config did not come to run; the reason that Serve gives is printed, and what the engines'
-own logs say.
+Exit code 1 when a config did not come to run or failed the warm-up; the reason that Serve gives is printed,
+and what the engines' own logs say.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ FOREVER = 1 << 60
 # Decode steps that leave out a KV cache that has arrived, without and with asynchronous scheduling: a worker
 # looks for arrivals when it launches a step, its output tells the scheduler, which plans the next step; with
 # asynchronous scheduling both look and plan are a step ahead of the GPU (vLLM 0.26.0, EngineCore's
-# step_with_batch_queue, GPUModelRunner.execute_model). An engine that decodes nothing sees it at once.
+# step_with_batch_queue, GPUModelRunner.execute_model). An engine that decodes nothing sees it at once. A new
+# prompt would by this wait a step more, too; measurements do not show it (docs/results.md), so it does not.
 UNSEEN_STEPS = {False: 1, True: 3}
 
 

@@ -88,6 +88,7 @@ def priors(system: System) -> dict[str, Prior]:
         "context_s": Prior(shape.kv_bytes * heads_held / shape.kv_heads / bandwidth, 0.3),
         "mixed_ratio": Prior(3.0, 0.7),
         "overhead_s": Prior(1e-2, 0.7),
+        # A further request through HTTP; the decode engine's own steps are the simulator's.
         "handoff_s": Prior(1.5e-2, 0.7),
         # An RDMA work request costs the host under a microsecond, a cudaMemcpyAsync a few.
         "descriptor_s": Prior(1.5e-6, 1.0),
